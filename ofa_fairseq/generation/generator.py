@@ -1,0 +1,193 @@
+"""fairseq's SequenceGenerator for OFA: its start token, its constraints, and its fast decoder.
+
+What differs from stock, and where: constraints act on the logits before they are normalised (the ensemble below);
+decoding starts with `<s>`; the encoder's result keeps one row per sentence instead of one per beam; n-gram blocking is
+mended. Search, lengths, prompts, scores and ensembles are stock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fairseq import search
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from torch import Tensor, nn
+
+from .answer_space import NUM_SPECIALS, AnswerSpace
+
+
+class NoRepeatNgrams(nn.Module):
+    """Ban tokens that would complete an n-gram a hypothesis already has.
+
+    Stock fairseq's Python version compares with the end of the padded buffer, which never matches.
+    """
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+
+    def forward(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
+        """tokens [N, >= step + 1] with `<s>` first, lprobs [N, V], changed in place."""
+        if step + 1 < self.n:
+            return lprobs
+        ngrams = tokens[:, : step + 1].unfold(1, self.n, 1)  # N x windows x n
+        latest = tokens[:, step + 2 - self.n : step + 1]
+        repeated = (ngrams[..., :-1] == latest[:, None]).all(dim=-1)
+        ban = torch.zeros_like(repeated, dtype=lprobs.dtype).masked_fill_(repeated, -math.inf)
+        return lprobs.scatter_add_(1, ngrams[..., -1], ban)
+
+
+class OFAEnsemble(EnsembleModel):
+    """One or several models whose next-token distributions obey an answer space.
+
+    Args:
+        models: with equal vocabularies.
+        beam_size: rows per sentence.
+        answer_space: which tokens may come next; None = all.
+        zero_shot: mask the log-probabilities instead of the logits: scores are then not renormalised over what is
+            allowed, and a forced prompt counts as part of the answer (the released `--zero-shot`).
+        gen_code: every row's target is image codes, and only the last step may be a special token.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        beam_size: int,
+        answer_space: AnswerSpace | None = None,
+        zero_shot: bool = False,
+        gen_code: bool = False,
+    ) -> None:
+        super().__init__(models)
+        self.beam_size = beam_size
+        self.answer_space, self.zero_shot, self.gen_code = answer_space, zero_shot, gen_code
+        self.max_len = 0
+        self.prompt_lengths: Tensor | None = None  # [B], follows the sentences that are left
+
+    def begin(self, prompt_lengths: Tensor | None, max_len: int) -> None:
+        """Called at the start of each batch."""
+        self.prompt_lengths, self.max_len = prompt_lengths, max_len
+
+    def forward_encoder(self, net_input: dict[str, Any]) -> list[dict[str, list[Tensor]]]:
+        """One row per sentence."""
+        if self.gen_code:
+            rows = net_input["src_tokens"]
+            net_input = {
+                **net_input,
+                "code_masks": torch.ones(len(rows), dtype=torch.bool, device=rows.device),
+            }
+        return super().forward_encoder(net_input)
+
+    def forward_decoder(
+        self,
+        tokens: Tensor,
+        encoder_outs: list[dict[str, list[Tensor]]],
+        incremental_states: list[dict[str, Any]],
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the token after `tokens` [N, step + 1], in float32: [N, V]."""
+        allowed = self._allowed(tokens)
+        log_probs = []
+        for model, encoder_out, state in zip(self.models, encoder_outs, incremental_states):
+            logits, _ = model.decoder(tokens, encoder_out=encoder_out, incremental_state=state)
+            logits = logits[:, -1] / temperature
+            if allowed is not None and not self.zero_shot:
+                logits = logits.masked_fill(~allowed, -math.inf)
+            log_probs.append(torch.log_softmax(logits.float(), dim=-1))
+        lprobs = log_probs[0]
+        if len(log_probs) > 1:
+            lprobs = torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
+        if allowed is not None and self.zero_shot:
+            lprobs = lprobs.masked_fill(~allowed, -math.inf)
+        if self.gen_code and tokens.size(1) <= self.max_len:
+            lprobs[:, :NUM_SPECIALS] = -math.inf
+        return lprobs, None
+
+    def _allowed(self, tokens: Tensor) -> Tensor | None:
+        if self.answer_space is None:
+            return None
+        prompt_lengths = None if self.zero_shot else self.prompt_lengths
+        if prompt_lengths is not None:
+            prompt_lengths = prompt_lengths.repeat_interleave(len(tokens) // len(prompt_lengths))
+        return self.answer_space.next_tokens(tokens, prompt_lengths)
+
+    def reorder_encoder_out(
+        self, encoder_outs: list[dict[str, list[Tensor]]], new_order: Tensor
+    ) -> list[dict[str, list[Tensor]]]:
+        """Rows are sentences here: something moves only when finished sentences leave the batch."""
+        sentences = encoder_outs[0]["encoder_padding_mask"][0].size(0)
+        if len(new_order) == sentences * self.beam_size:
+            return encoder_outs
+        order = new_order[:: self.beam_size] // self.beam_size
+        if self.prompt_lengths is not None:
+            self.prompt_lengths = self.prompt_lengths[order]
+        return [m.encoder.reorder_encoder_out(out, order) for m, out in zip(self.models, encoder_outs)]
+
+    def reorder_incremental_state(self, incremental_states: list[dict[str, Any]], new_order: Tensor) -> None:
+        """Hypotheses follow `new_order`; with one hypothesis per sentence only leaving sentences move rows."""
+        for model, state in zip(self.models, incremental_states):
+            model.decoder.reorder_incremental_state_scripting(state, new_order)
+
+
+class OFASequenceGenerator(SequenceGenerator):
+    """Beam search, diverse beam search and sampling for OFA.
+
+    Args:
+        models: one model or an ensemble.
+        tgt_dict: the dictionary.
+        answer_space, zero_shot, gen_code: see `OFAEnsemble`.
+        no_repeat_ngram_size: ban repeated n-grams of this size (0: none).
+        kwargs: as of fairseq's SequenceGenerator.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        tgt_dict: Any,
+        *,
+        beam_size: int = 1,
+        answer_space: AnswerSpace | None = None,
+        zero_shot: bool = False,
+        gen_code: bool = False,
+        no_repeat_ngram_size: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        beam_size = min(beam_size, len(tgt_dict) - 1)
+        super().__init__(
+            OFAEnsemble(models, beam_size, answer_space, zero_shot, gen_code),
+            tgt_dict,
+            beam_size=beam_size,
+            symbols_to_strip_from_output={tgt_dict.bos()},
+            **kwargs,
+        )
+        self.bos = tgt_dict.bos()
+        if no_repeat_ngram_size > 0:
+            self.repeat_ngram_blocker = NoRepeatNgrams(no_repeat_ngram_size)
+
+    def _generate(
+        self,
+        sample: dict[str, Any],
+        prefix_tokens: Tensor | None = None,
+        constraints: Tensor | None = None,
+        bos_token: int | None = None,
+    ) -> list[list[dict[str, Tensor]]]:
+        """Hypotheses of each row, best first; prompts `prefix_tokens` [B, n] are right-padded."""
+        source_length = sample["net_input"]["src_tokens"].size(1)
+        max_len = min(int(self.max_len_a * source_length + self.max_len_b), self.max_len - 1)
+        if self.min_len > max_len:
+            raise ValueError(f"--min-len {self.min_len} is longer than the longest output, {max_len} tokens")
+        prompt_lengths = None if prefix_tokens is None else prefix_tokens.ne(self.pad).sum(dim=1)
+        self.model.begin(prompt_lengths, max_len)
+        return super()._generate(
+            sample, prefix_tokens, constraints, bos_token=self.bos if bos_token is None else bos_token
+        )
+
+
+def diverse_beam_search(tgt_dict: Any, groups: int, strength: float) -> search.DiverseBeamSearch:
+    """Diverse beam search with the Hamming penalty of the paper, as the released generator has it.
+
+    Stock's default accumulates the penalty over steps and considers half the candidates.
+    """
+    return search.DiverseBeamSearch(tgt_dict, groups, strength, diversity_discount=0.0, candidate_multiple=2)

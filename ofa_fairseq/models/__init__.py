@@ -1,0 +1,1 @@
+"""The OFA model: encoder, decoder, and reading released checkpoints."""
