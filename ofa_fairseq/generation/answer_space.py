@@ -25,8 +25,8 @@ class AnswerSpace(Protocol):
         """Allowed next tokens, bool [N or 1, V].
 
         Args:
-            prefix: [N, L] = `<s>`, a forced prompt of `prompt_lengths` [N] tokens, the answer so far. While the prompt is
-                not complete everything is allowed.
+            prefix: [N, L] = `<s>`, a forced prompt of `prompt_lengths` [N] tokens, the answer so far. While
+                the prompt is not complete everything is allowed.
         """
 
     def target_masks(self, target: Tensor, supervised: Tensor) -> Tensor:
@@ -98,12 +98,12 @@ class AnswerTrie:
         edges = [
             (node, token, child) for node, row in enumerate(children) for token, child in sorted(row.items())
         ]
-        node, token, child = torch.tensor(edges).unbind(1)
-        counts = torch.bincount(node, minlength=len(children))
-        self._tables = (
-            node * vocabulary_size + token,  # sorted: edges are searched by (node, token)
-            token,
-            child,
+        nodes, tokens, ends = torch.tensor(edges).unbind(1)
+        counts = torch.bincount(nodes, minlength=len(children))
+        self._tables: tuple[Tensor, ...] = (
+            nodes * vocabulary_size + tokens,  # sorted: edges are searched by (node, token)
+            tokens,
+            ends,
             counts.cumsum(0) - counts,  # first edge of each node
             counts,
         )

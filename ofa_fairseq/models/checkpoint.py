@@ -12,7 +12,7 @@ from typing import Any
 
 import omegaconf
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import PRESETS
 
@@ -58,11 +58,12 @@ def allow_plain_classes() -> None:
     )
 
 
-def upgrade(state: State, model: nn.Module) -> None:
+def upgrade(state: State, model: Any) -> None:
     """Bring a released state dict into the form of `model`, in place.
 
-    In order: old key names; output matrix from the token matrix; code positions from the model (they depend on the
-    picture size, not on training); more image positions; more tokens; keys the file lacks, from the model, logged.
+    In order: old key names; output matrix from the token matrix; code positions from the model (they depend
+    on the picture size, not on training); more image positions; more tokens; keys the file lacks, from the
+    model, logged.
 
     Raises:
         ValueError: where sizes differ in a way that no rule covers; names the differences and the preset that fits.
@@ -115,7 +116,7 @@ def grow_rows(state: State, keys: tuple[str, ...], rows: int) -> None:
         state[key] = torch.cat([state[key], new.to(state[key])])
 
 
-def fit_vocabulary(state: State, model: nn.Module, rows: int) -> None:
+def fit_vocabulary(state: State, model: Any, rows: int) -> None:
     """A file with one row more that was `<mask>` loses it; a smaller vocabulary grows at its end.
 
     Rows are never re-ordered: a file with other numbers of codes or bins shifts meanings, which only the user can

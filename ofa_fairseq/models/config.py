@@ -7,7 +7,8 @@ no switch here defaults to True, and `DEFAULTS` says what an unset option become
 
 from argparse import Namespace
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Optional
 
 from fairseq.dataclass import FairseqDataclass
@@ -191,13 +192,17 @@ def apply_preset(name: str, cfg: Namespace | DictConfig) -> None:
                 setattr(cfg, key, value)
 
 
-def resolve(cfg: Namespace | DictConfig | OFAModelConfig) -> OFAModelConfig:
+class Options(SimpleNamespace):
+    """Every option of `OFAModelConfig`, with presets and defaults filled in."""
+
+
+def resolve(cfg: Namespace | DictConfig | OFAModelConfig) -> Options:
     """A complete configuration: every option that can have a value has one, unset switches are False.
 
-    Accepts what fairseq hands to `build_model`: a node of the command line or of YAML, or the Namespace saved in a
-    released checkpoint (which also holds options of everything else, and lacks newer ones).
+    Accepts what fairseq hands to `build_model`: a node of the command line or of YAML, or the Namespace
+    saved in a released checkpoint (which also holds options of everything else, and lacks newer ones).
     """
-    resolved = OFAModelConfig()
+    resolved = Options()
     for f in fields(OFAModelConfig):
         if f.name.startswith("_"):
             continue
@@ -213,8 +218,8 @@ def resolve(cfg: Namespace | DictConfig | OFAModelConfig) -> OFAModelConfig:
     return resolved
 
 
-def describe(cfg: OFAModelConfig) -> str:
+def describe(cfg: Options) -> str:
     """The options that differ from an all-default configuration, for the log."""
     return ", ".join(
-        f"{k}={v}" for k, v in asdict(cfg).items() if v not in (None, False) and v != DEFAULTS.get(k)
+        f"{k}={v}" for k, v in vars(cfg).items() if v not in (None, False) and v != DEFAULTS.get(k)
     )

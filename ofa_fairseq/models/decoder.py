@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor, nn
 
-from .config import OFAModelConfig
+from .config import Options
 from .encoder import EncoderOut, build_prompt, layer_config, shared_rows, wrap_layer
 from .layers import DecoderLayer, LayerCache, drop_path_rates
 from .positions import (
@@ -89,11 +89,11 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
 
     image_position_idx: Tensor
 
-    def __init__(self, cfg: OFAModelConfig, dictionary: Any, embed_tokens: nn.Embedding) -> None:
+    def __init__(self, cfg: Options, dictionary: Any, embed_tokens: nn.Embedding) -> None:
         super().__init__(dictionary)
         dim = cfg.decoder_embed_dim
         self.cfg = cfg
-        self.padding_idx = embed_tokens.padding_idx
+        self.padding_idx: int = dictionary.pad()
         self.register_buffer("version", torch.Tensor([3]))
         self.embed_scale = 1.0 if cfg.no_scale_embedding else math.sqrt(dim)
         self.embed_tokens = embed_tokens
@@ -149,8 +149,8 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
         """Logits of the next token at every position.
 
         Args:
-            prev_output_tokens: [N, t] ids that start with `<s>`. With an incremental state the whole prefix is given
-                too, and only positions that the state has not seen are computed and returned.
+            prev_output_tokens: [N, t] ids that start with `<s>`. With an incremental state the whole prefix is
+                given too, and only positions that the state has not seen are computed and returned.
             encoder_out: the encoder's result for B rows, N a multiple of B.
             code_masks: [B] bool, True = the target is image codes; None: what travels in `encoder_out`, or text.
             incremental_state: a dictionary that generation passes from step to step.
@@ -162,7 +162,8 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
             full_context_alignment: no causal mask.
 
         Returns:
-            logits [N, t, V] or features [N, t, d]; and `{"attn": [[N, t, S] or None], "inner_states": [[t, N, d], ...]}`.
+            logits [N, t, V] or features [N, t, d]; and `{"attn": [[N, t, S] or None],
+            "inner_states": [[t, N, d], ...]}`.
         """
         x, extra = self.extract_features(
             prev_output_tokens,
@@ -236,7 +237,7 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
         """[..., d] -> logits [..., V]."""
         return self.output_projection(features)
 
-    # -- what a batch needs -----------------------------------------------------------------------------------
+    # -- what a batch needs ------------------------------------------------------------------------
 
     def _kinds(self, code_masks: Tensor | None, incremental_state: dict[str, Any] | None) -> list[bool]:
         """The kinds of targets in the batch: [False], [True] or both. Looks at the data once per generation."""
@@ -270,7 +271,7 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
         x = _by_kind(kinds, code_masks, embed, len(tokens))
         return F.dropout(x, self.cfg.dropout, self.training)
 
-    # -- positions --------------------------------------------------------------------------------------------
+    # -- positions ---------------------------------------------------------------------------------
 
     def _length_limit(self, kind: bool) -> int:
         if kind:
@@ -378,7 +379,7 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
             cross_bias = cross_bias + encoder_out["padding_bias"][0]
         return self_bias, cross_bias
 
-    # -- fairseq's interface ----------------------------------------------------------------------------------
+    # -- fairseq's interface -----------------------------------------------------------------------
 
     def reorder_incremental_state_scripting(
         self, incremental_state: dict[str, Any], new_order: Tensor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from fairseq.models import FairseqEncoder
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
-from .config import OFAModelConfig
+from .config import Options
 from .layers import EncoderLayer, LayerConfig, drop_path_rates
 from .positions import PositionTables, absolute_bias, grid_position_ids, interpolate_grid, relative_bias
 from .prompts import PromptEncoder
@@ -24,6 +25,18 @@ from .visual_stem import STEM_CHANNELS, VisualStem
 
 TEXT_TYPE, IMAGE_TYPE = 0, 1
 EncoderOut = dict[str, list[Tensor]]
+# Options of the layers that are not given for encoder and decoder apart.
+SHARED_LAYER_OPTIONS = (
+    "attn_scale_factor",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "activation_fn",
+    "scale_attn",
+    "scale_fc",
+    "scale_heads",
+    "scale_resids",
+)
 
 
 @dataclass
@@ -39,7 +52,7 @@ class Patches:
     padding: Tensor  # [B, P]
 
 
-def layer_config(cfg: OFAModelConfig, half: str) -> LayerConfig:
+def layer_config(cfg: Options, half: str) -> LayerConfig:
     """The layers' share of the model's options; `half` is "encoder" or "decoder"."""
     return LayerConfig(
         dim=getattr(cfg, f"{half}_embed_dim"),
@@ -47,17 +60,11 @@ def layer_config(cfg: OFAModelConfig, half: str) -> LayerConfig:
         heads=getattr(cfg, f"{half}_attention_heads"),
         normalize_before=getattr(cfg, f"{half}_normalize_before"),
         adapter_dim=cfg.adapter_dim if cfg.adapter else None,
-        **{
-            name: getattr(cfg, name)
-            for name in (
-                "attn_scale_factor dropout attention_dropout activation_dropout activation_fn"
-                " scale_attn scale_fc scale_heads scale_resids"
-            ).split()
-        },
+        **{name: getattr(cfg, name) for name in SHARED_LAYER_OPTIONS},
     )
 
 
-def wrap_layer(layer: nn.Module, cfg: OFAModelConfig) -> nn.Module:
+def wrap_layer(layer: nn.Module, cfg: Options) -> nn.Module:
     """Activation checkpointing and FSDP, where asked for."""
     checkpointed = bool(cfg.checkpoint_activations or cfg.offload_activations)
     if checkpointed:
@@ -65,7 +72,7 @@ def wrap_layer(layer: nn.Module, cfg: OFAModelConfig) -> nn.Module:
     return fsdp_wrap(layer, min_num_params=0 if checkpointed else cfg.min_params_to_wrap)
 
 
-def build_prompt(cfg: OFAModelConfig, half: str) -> PromptEncoder | None:
+def build_prompt(cfg: Options, half: str) -> PromptEncoder | None:
     """The prompt encoder of one half, or None."""
     if not getattr(cfg, f"{half}_prompt"):
         return None
@@ -93,11 +100,11 @@ class OFAEncoder(PositionTables, FairseqEncoder):
         embed_tokens: the token matrix [V, d].
     """
 
-    def __init__(self, cfg: OFAModelConfig, dictionary: object, embed_tokens: nn.Embedding) -> None:
+    def __init__(self, cfg: Options, dictionary: Any, embed_tokens: nn.Embedding) -> None:
         super().__init__(dictionary)
         dim = embed_tokens.embedding_dim
         self.cfg = cfg
-        self.padding_idx = embed_tokens.padding_idx
+        self.padding_idx: int = dictionary.pad()
         self.register_buffer("version", torch.Tensor([3]))
         self.embed_scale = 1.0 if cfg.no_scale_embedding else math.sqrt(dim)
         self.embed_tokens = embed_tokens
@@ -154,9 +161,9 @@ class OFAEncoder(PositionTables, FairseqEncoder):
             sample_patch_num: keep this many random patches of each picture.
 
         Returns:
-            lists of tensors, as fairseq's generator wants them: `encoder_out` [S, B, d], `encoder_padding_mask` [B, S],
-            `position_embeddings` [B, S, d] (normalised; rows share memory where they are equal),
-            `padding_bias` [B, 1, 1, S] (only if something is padded), `code_masks`, `encoder_states`.
+            lists of tensors, as fairseq's generator wants them: `encoder_out` [S, B, d],
+            `encoder_padding_mask` [B, S], `position_embeddings` [B, S, d]
+            (normalised; rows share memory where they are equal), `padding_bias` [B, 1, 1, S] (only if something is padded), `code_masks`, `encoder_states`.
         """
         pictures = [
             self.embed_patches(images, patch_masks, sample_patch_num)

@@ -1,7 +1,7 @@
 """OFA: one sequence-to-sequence Transformer for pictures, text, boxes and image codes.
 
-Wang et al., "OFA: Unifying Architectures, Tasks, and Modalities Through a Simple Sequence-to-Sequence Learning
-Framework", ICML 2022.
+Wang et al., "OFA: Unifying Architectures, Tasks, and Modalities Through a Simple
+Sequence-to-Sequence Learning Framework", ICML 2022.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from . import checkpoint
-from .config import PRESETS, OFAModelConfig, apply_preset, describe, resolve
+from .config import PRESETS, OFAModelConfig, Options, apply_preset, describe, resolve
 from .decoder import OFADecoder
 from .encoder import OFAEncoder
 from .prompts import freeze_all_but_prompts, train_only_biases
@@ -34,7 +34,7 @@ class OFAModel(FairseqEncoderDecoderModel):
     encoder: OFAEncoder
     decoder: OFADecoder
 
-    def __init__(self, cfg: OFAModelConfig, encoder: OFAEncoder, decoder: OFADecoder) -> None:
+    def __init__(self, cfg: Options, encoder: OFAEncoder, decoder: OFADecoder) -> None:
         super().__init__(encoder, decoder)
         self.cfg = cfg
         self.supports_align_args = True
@@ -79,8 +79,8 @@ class OFAModel(FairseqEncoderDecoderModel):
     def forward(
         self,
         src_tokens: Tensor,
-        src_lengths: Tensor | None = None,
-        prev_output_tokens: Tensor | None = None,
+        src_lengths: Tensor | None,
+        prev_output_tokens: Tensor,
         patch_images: Tensor | None = None,
         patch_images_2: Tensor | None = None,
         patch_masks: Tensor | None = None,
@@ -95,11 +95,12 @@ class OFAModel(FairseqEncoderDecoderModel):
     ) -> tuple[Tensor, dict[str, list[Any]]]:
         """Logits of every target position, teacher-forced.
 
-        Args: see `OFAEncoder.forward` and `OFADecoder.forward`. `classification_head_name` applies a registered head to
-            the feature of the last position that is not padding.
+        Args: see `OFAEncoder.forward` and `OFADecoder.forward`. `classification_head_name` applies a
+            registered head to the feature of the last position that is not padding.
 
         Returns:
-            logits [B, t, V], features [B, t, d] (`features_only`) or head output [B, classes]; and the decoder's extras.
+            logits [B, t, V], features [B, t, d] (`features_only`) or head output [B, classes]; and the
+            decoder's extras.
         """
         encoder_out = self.encoder(
             src_tokens,

@@ -95,9 +95,9 @@ def absolute_bias(queries: Tensor, keys: Tensor, heads: int, scale: float) -> Te
     return (query * scale) @ key.transpose(-1, -2)
 
 
-def relative_bias(table: nn.Embedding, buckets: Tensor) -> Tensor:
+def relative_bias(table: nn.Module, buckets: Tensor) -> Tensor:
     """Look up buckets [t, s] or [B, t, s] in one layer's table -> [1 or B, H, t, s]."""
-    bias = F.embedding(buckets, table.weight).movedim(-1, -3)
+    bias = table(buckets).movedim(-1, -3)
     return bias if bias.dim() == 4 else bias[None]
 
 

@@ -1,0 +1,3 @@
+"""Importing this package registers the criterions with fairseq (it does not look into this folder itself)."""
+
+from . import label_smoothed as label_smoothed

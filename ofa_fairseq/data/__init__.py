@@ -1,0 +1,1 @@
+"""From a row of a TSV file to a batch: reading, pictures, text, examples and their collation."""

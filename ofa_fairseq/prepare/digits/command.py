@@ -1,0 +1,104 @@
+"""Makes the embedded data set: captioned scenes of real handwritten digits, with everything that training needs.
+
+train.tsv (one caption a row), train_references.tsv, valid.tsv and test.tsv (five captions joined by "&&") have the
+released columns: uniq-id, image-id, captions, object labels, picture. scenes_*.jsonl tell what is where in each
+picture; sentencepiece.model and dict.txt are the text vocabulary; contact_sheet.png shows the first test scenes.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ...data.images import encode_image
+from ..contact_sheet import contact_sheet
+from ..files import REFERENCE_SEPARATOR, atomic_write
+from ..sentencepiece_model import train_sentencepiece
+from .captions import CAPTIONS_PER_SCENE, captions
+from .drawing import draw
+from .handwriting import SPLITS
+from .scenes import Scene, random_scenes, read_scenes
+from .vocabulary_texts import vocabulary_texts
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raised when the same settings give other files, so that folders made before are made anew
+DEFAULT_COUNTS = {"train": 20_000, "valid": 1_000, "test": 1_000}
+VOCABULARY_SIZE = 700  # every word of `vocabulary_texts` is one piece then
+CONTACT_SHEET_SCENES = 24
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder, left alone if it has the data set already"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="another seed gives another data set (default 1)")
+    for split, count in DEFAULT_COUNTS.items():
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"{split} scenes (default {count})")
+
+
+def _write_split(out: Path, split: str, count: int, seed: int) -> None:
+    """The truth of a split's scenes, and a row for each with all its captions."""
+    tsv = out / ("train_references.tsv" if split == "train" else f"{split}.tsv")
+    scenes = tqdm(random_scenes(split, count, seed), total=count, desc=f"digits {split}", unit="scene")
+    with atomic_write(out / f"scenes_{split}.jsonl") as truth, atomic_write(tsv) as rows:
+        for uniq_id, scene in enumerate(scenes):
+            truth.write(scene.to_json() + "\n")
+            rows.write("\t".join((str(uniq_id), *_columns(scene))) + "\n")
+
+
+def _columns(scene: Scene) -> tuple[str, str, str, str]:
+    """Image-id, captions, object labels and picture."""
+    labels = REFERENCE_SEPARATOR.join(digit.name for digit in scene.digits)
+    image = encode_image(draw(scene), format="JPEG", quality=90)
+    return scene.image_id, REFERENCE_SEPARATOR.join(captions(scene)), labels, image
+
+
+def _write_single_captions(out: Path, seed: int) -> None:
+    """train.tsv: the rows of train_references.tsv with one of the captions each."""
+    rng = np.random.default_rng(seed)
+    with (
+        (out / "train_references.tsv").open(encoding="utf-8") as rows,
+        atomic_write(out / "train.tsv") as file,
+    ):
+        for row in rows:
+            columns = row.split("\t")
+            columns[2] = str(rng.choice(columns[2].split(REFERENCE_SEPARATOR)))
+            file.write("\t".join(columns))
+
+
+def _write_vocabulary(out: Path) -> None:
+    scenes = read_scenes(out / "scenes_train.jsonl").values()
+    train_sentencepiece(vocabulary_texts(scenes), out, VOCABULARY_SIZE)
+
+
+def _write_contact_sheet(out: Path) -> None:
+    scenes = list(read_scenes(out / "scenes_test.jsonl").values())[:CONTACT_SHEET_SCENES]
+    texts = [captions(scene)[index % CAPTIONS_PER_SCENE] for index, scene in enumerate(scenes)]
+    with atomic_write(out / "contact_sheet.png", "wb") as file:
+        contact_sheet([draw(scene) for scene in scenes], texts, columns=6, scale=3).save(file, format="PNG")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises ValueError if a split has no scene."""
+    counts = {split: getattr(args, split) for split in SPLITS}
+    if min(counts.values()) < 1:
+        raise ValueError(f"expected at least one scene in each split, got {counts}")
+    settings = json.dumps({"format": FORMAT, "seed": args.seed, **counts}) + "\n"
+    stamp = args.out / "settings.json"
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == settings:
+        logger.info("%s has this data set already", args.out)
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    for split, count in counts.items():
+        _write_split(args.out, split, count, args.seed)
+    _write_single_captions(args.out, args.seed)
+    _write_vocabulary(args.out)
+    _write_contact_sheet(args.out)
+    with atomic_write(stamp) as file:
+        file.write(settings)
+    logger.info("wrote %s", args.out)

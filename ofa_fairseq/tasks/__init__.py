@@ -1,0 +1,1 @@
+"""Tasks: each is its instruction, the answers it allows, and its metric."""
