@@ -14,7 +14,6 @@ The released GPT-2 files, 8,192 codes and 1,000 bins make the 59,457 entries of 
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +24,8 @@ import numpy as np
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from sentencepiece import SentencePieceProcessor
+
+from .data.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -304,6 +305,5 @@ def _download(url: str, path: Path, sha256: str) -> None:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise OSError(f"{url} gave something else than the public file: pass --bpe-dir with a local copy")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    with atomic_write(path, "wb") as file:
         file.write(content)
-    os.replace(file.name, path)

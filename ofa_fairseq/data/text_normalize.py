@@ -3,6 +3,9 @@
 import re
 import string
 
+# Between the captions, labels or answers that one column holds.
+REFERENCE_SEPARATOR = "&&"
+
 _LEADING_PUNCTUATION = ",.!?*#:;~"
 _DASH_AND_SLASH_TO_SPACE = str.maketrans("-/", "  ")
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -26,7 +29,7 @@ def strip_punctuation(text: str) -> str:
 
 def split_references(text: str) -> list[str]:
     """The captions, labels or answers that one column joins by ``&&``."""
-    return text.split("&&")
+    return text.split(REFERENCE_SEPARATOR)
 
 
 def _lower(text: str) -> str:

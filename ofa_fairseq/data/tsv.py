@@ -12,10 +12,11 @@ from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 from tqdm import tqdm
+
+from .files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -217,17 +218,10 @@ def _read_index(place: Path, stamp: _Stamp) -> np.ndarray | None:
 
 def _write_index(place: Path, path: Path, stamp: _Stamp) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"{place.name}.{uuid4().hex}.tmp")  # one for each process that builds it now
-    try:
-        with open(temporary, "xb") as file:
-            file.write(np.array([_MAGIC, *stamp, 0], dtype="<i8").tobytes())
-            for ends in _row_ends(path, stamp):
-                file.write(ends.astype("<i8").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(place, "wb") as file:  # several processes may build it at once
+        file.write(np.array([_MAGIC, *stamp, 0], dtype="<i8").tobytes())
+        for ends in _row_ends(path, stamp):
+            file.write(ends.astype("<i8").tobytes())
 
 
 def _row_ends(path: Path, stamp: _Stamp) -> Iterator[np.ndarray]:

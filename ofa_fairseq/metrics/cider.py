@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import safe_pickle
+from ..data.files import atomic_write
 
 MAX_ORDER = 4
 LENGTH_SIGMA = 6.0
@@ -128,13 +129,8 @@ class DocumentFrequencies:
         """Write as gzipped JSON, atomically; words of an n-gram are joined by spaces."""
         counts = {" ".join(gram): value for gram, value in self.counts.items()}
         text = json.dumps({"num_documents": self.num_documents, "counts": counts})
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(gzip.compress(text.encode(), mtime=0))  # same frequencies, same bytes
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_write(Path(path), "wb") as file:
+            file.write(gzip.compress(text.encode(), compresslevel=6, mtime=0))  # same frequencies, same bytes
 
     def idf(self, grams: Fingerprints) -> Floats:
         """log D - log max(1, df) of each n-gram."""
@@ -240,12 +236,14 @@ def _occurrences(texts: Sequence[str]) -> tuple[Ints, Ints, Fingerprints]:
 
 
 def _weigh(texts: Sequence[str], image: Ints, frequencies: DocumentFrequencies) -> _Terms:
+    """tf-idf vectors of `texts`, each of which belongs to an `image` (a number)."""
     text, order, fingerprint = _occurrences(texts)
     length = np.bincount(text[order == 1], minlength=len(texts))
     distinct, gram = np.unique(fingerprint, return_inverse=True)
     order_of_gram = np.empty_like(gram, shape=distinct.shape)
     order_of_gram[gram] = order
 
+    # Sorting by image, n-gram, text at once counts repetitions and brings together what will be compared.
     keys = (image[text] * len(distinct) + gram) * len(texts) + text
     keys, term_frequency = np.unique(keys, return_counts=True)
     image_gram, text = np.divmod(keys, len(texts))

@@ -162,8 +162,9 @@ class OFAEncoder(PositionTables, FairseqEncoder):
 
         Returns:
             lists of tensors, as fairseq's generator wants them: `encoder_out` [S, B, d],
-            `encoder_padding_mask` [B, S], `position_embeddings` [B, S, d]
-            (normalised; rows share memory where they are equal), `padding_bias` [B, 1, 1, S] (only if something is padded), `code_masks`, `encoder_states`.
+            `encoder_padding_mask` [B, S], `position_embeddings` [B, S, d] (normalised; rows share memory where
+            they are equal), `padding_bias` [B, 1, 1, S] (only if something is padded), `code_masks`,
+            `encoder_states`.
         """
         pictures = [
             self.embed_patches(images, patch_masks, sample_patch_num)

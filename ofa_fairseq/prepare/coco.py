@@ -25,9 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from ..data.files import atomic_write
 from ..data.images import ImageError, decode_image
+from ..data.text_normalize import REFERENCE_SEPARATOR
 from .coco_annotations import AnnotatedPicture, read_annotations
-from .files import REFERENCE_SEPARATOR, atomic_write
 from .parts import UnusableError, make_parts, read_failures, read_rows
 
 logger = logging.getLogger(__name__)

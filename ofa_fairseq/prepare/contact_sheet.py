@@ -7,9 +7,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.files import atomic_write
 from ..data.images import decode_image
+from ..data.text_normalize import REFERENCE_SEPARATOR
 from ..data.tsv import TsvFile, parse_columns
-from .files import REFERENCE_SEPARATOR, atomic_write
 from .predictions import FORMS, read_predictions
 
 MARGIN = 8

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ...data.files import atomic_write
 from ...data.images import encode_image
+from ...data.text_normalize import REFERENCE_SEPARATOR
 from ..contact_sheet import contact_sheet
-from ..files import REFERENCE_SEPARATOR, atomic_write
 from ..sentencepiece_model import train_sentencepiece
 from .captions import CAPTIONS_PER_SCENE, captions
 from .drawing import draw
