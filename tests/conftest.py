@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,4 +43,22 @@ def sentencepiece_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("sentencepiece")
     train_sentencepiece(RELEASED.values(), folder, vocab_size=500)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """The filled `ofa_tiny` that the references were measured on: read only, it takes seconds to make."""
+    from model_builders import tiny_model
+
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded data with 60 training, 12 validation and 12 test scenes, and its vocabulary."""
+    from ofa_fairseq.prepare.__main__ import main
+
+    folder = tmp_path_factory.mktemp("digits")
+    main(["digits", "--out", str(folder), "--train", "60", "--valid", "12", "--test", "12"])
     return folder

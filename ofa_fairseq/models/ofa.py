@@ -39,9 +39,9 @@ class OFAModel(FairseqEncoderDecoderModel):
         self.cfg = cfg
         self.supports_align_args = True
         self.classification_heads = nn.ModuleDict()
-        self.apply(init_weights)
+        self.apply(partial(init_weights, std=cfg.init_std))
         # The tied matrix is drawn as the output layer's: its padding row is not zero.
-        nn.init.normal_(self.decoder.output_projection.weight, std=0.02)
+        nn.init.normal_(self.decoder.output_projection.weight, std=cfg.init_std)
         if cfg.resnet_model_path:
             encoder.embed_images.load_pretrained(cfg.resnet_model_path)
         self._freeze()
@@ -202,14 +202,14 @@ def last_features(features: Tensor, tokens: Tensor, padding_idx: int) -> Tensor:
     return features[torch.arange(len(features), device=features.device), last]
 
 
-def init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module, std: float) -> None:
     """BERT-style initialisation, over what the constructors did; convolutions keep ResNet's own."""
     if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
         if module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx])
 

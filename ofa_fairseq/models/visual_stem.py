@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,23 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from .layers import DropPath, drop_path_rates
 
-# Blocks a stage. The released "resnet18" and "resnet34" are built of bottlenecks too, so that every stem
-# ends in 1024 channels; "resnet_nano" is ours, for the embedded data.
-STAGES: dict[str, tuple[int, int, int]] = {
-    "resnet_nano": (1, 1, 1),
-    "resnet18": (2, 2, 2),
-    "resnet34": (3, 4, 6),
-    "resnet50": (3, 4, 6),
-    "resnet101": (3, 4, 23),
-    "resnet152": (3, 8, 36),
+
+class StemSize(NamedTuple):
+    """Blocks of each stage, and the inner width of the first stage's bottlenecks (it doubles by stage)."""
+
+    blocks: tuple[int, int, int]
+    width: int = 64
+
+
+# The released "resnet18" and "resnet34" are built of bottlenecks too, so that every stem ends in 1024 channels;
+# "resnet_nano" is ours, for the embedded data.
+STEMS = {
+    "resnet_nano": StemSize((1, 1, 1), width=32),
+    "resnet18": StemSize((2, 2, 2)),
+    "resnet34": StemSize((3, 4, 6)),
+    "resnet50": StemSize((3, 4, 6)),
+    "resnet101": StemSize((3, 4, 23)),
+    "resnet152": StemSize((3, 8, 36)),
 }
 STEM_CHANNELS = 1024
 
@@ -56,7 +65,7 @@ class VisualStem(ResNet):
     """Pictures [B, 3, h, w] -> features [B, 1024, ceil(h / 16), ceil(w / 16)].
 
     Args:
-        resnet_type: a row of `STAGES`.
+        resnet_type: a row of `STEMS`.
         drop_path_rate: rate of each stage's last block; the rates grow linearly from 0 within a stage.
         sync_bn: statistics over all devices.
         freeze_bn: fixed statistics, and gains and biases as buffers; convolutions still train (released
@@ -73,12 +82,16 @@ class VisualStem(ResNet):
         sync_bn: bool = False,
         freeze_bn: bool = False,
     ) -> None:
-        if resnet_type not in STAGES:
+        if resnet_type not in STEMS:
             raise ValueError(
-                f"--resnet-type {resnet_type}: expected one of {', '.join(STAGES)}"
+                f"--resnet-type {resnet_type}: expected one of {', '.join(STEMS)}"
                 " (ViT-B/16 was in no released recipe and is not supported)"
             )
-        super().__init__(StemBlock, [*STAGES[resnet_type], 1], norm_layer=norm_layer(sync_bn, freeze_bn))
+        blocks, width = STEMS[resnet_type]
+        # torchvision builds four stages; the last, as small as can be, is thrown away.
+        super().__init__(
+            StemBlock, [*blocks, 1], norm_layer=norm_layer(sync_bn, freeze_bn), width_per_group=width
+        )
         del self.layer4, self.avgpool, self.fc
         for stage in (self.layer1, self.layer2, self.layer3):
             for block, rate in zip(stage, drop_path_rates(drop_path_rate, len(stage))):

@@ -2,6 +2,9 @@
 
 Published recipes ask for both under fairseq's own name, so this class takes that name over: it is fairseq's
 schedule, and wherever no ratio is given it behaves as fairseq's does.
+
+In YAML files of fairseq-hydra-train it is called `ofa_polynomial_decay`: fairseq checks a section against the class
+of its name before it imports the user directory, and so would check this one's against its own class.
 """
 
 import copy
@@ -25,11 +28,12 @@ from . import training_length
 
 logger = logging.getLogger(__name__)
 
-NAME = "polynomial_decay"
+NAME, YAML_NAME = "polynomial_decay", "ofa_polynomial_decay"
 # fairseq refuses a name that is taken. Its hydra node is replaced by registering again. Importing this file a
 # second time replaces this class by itself.
-LR_SCHEDULER_REGISTRY.pop(NAME, None)
-LR_SCHEDULER_DATACLASS_REGISTRY.pop(NAME, None)
+for _name in (NAME, YAML_NAME):
+    LR_SCHEDULER_REGISTRY.pop(_name, None)
+    LR_SCHEDULER_DATACLASS_REGISTRY.pop(_name, None)
 
 
 @dataclass
@@ -51,6 +55,7 @@ class WarmupRatioPolynomialDecayConfig(PolynomialDecayLRScheduleConfig):
     update_freq: List[int] = II("optimization.update_freq")  # noqa: UP006, RUF009
 
 
+@register_lr_scheduler(YAML_NAME, dataclass=WarmupRatioPolynomialDecayConfig)
 @register_lr_scheduler(NAME, dataclass=WarmupRatioPolynomialDecayConfig)
 class WarmupRatioPolynomialDecayLRSchedule(PolynomialDecayLRSchedule):
     """Linear warm-up, then polynomial decay to `end_learning_rate` at the last update.

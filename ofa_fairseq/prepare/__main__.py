@@ -9,6 +9,7 @@ from importlib import import_module
 COMMANDS = {
     "digits": "digits.command",
     "read_captions": "digits.read_captions",
+    "collect_predictions": "collect_predictions",
     "contact_sheet": "contact_sheet",
     "coco": "coco",
 }
