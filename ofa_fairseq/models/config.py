@@ -93,7 +93,9 @@ class OFAModelConfig(FairseqDataclass):
     pooler_classifier: Optional[str] = _option("kind of classification head: mlp or linear")
     spectral_norm_classification_head: Optional[bool] = _option("spectral norm on the head's output layer")
 
-    init_std: Optional[float] = _option("standard deviation of initial weights, where no checkpoint is loaded")
+    init_std: Optional[float] = _option(
+        "standard deviation of initial weights, where no checkpoint is loaded"
+    )
 
     checkpoint_activations: Optional[bool] = _option("recompute layers in the backward pass to save memory")
     offload_activations: Optional[bool] = _option("checkpoint, and keep layer inputs on the CPU")

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Stands for python3.11, fairseq-train and fairseq-generate in tests of the scripts: writes down how it was called, and
+# leaves files where the scripts expect them. Fails where the call contains STUB_FAILS.
+set -euo pipefail
+
+call="$(basename "$0") $*"
+call=${call/#python* -m pip/pip}
+call=${call/#python* -m ofa_fairseq.prepare/prepare}
+call=${call/#python* -P -m ofa_fairseq.prepare/prepare}
+case $call in
+    *" -m venv "*)
+        mkdir -p "${!#}/bin"
+        for name in python fairseq-train fairseq-generate; do cp "$0" "${!#}/bin/$name"; done
+        exit
+        ;;
+    *" -c "* | *" --version") exit ;;
+esac
+echo "$call" >>"$STUB_LOG"
+echo "stub: $call"
+[[ -z ${STUB_FAILS:-} || $call != *"$STUB_FAILS"* ]]
+
+option() { # NAME ARGUMENT...: the value of an option
+    local name=$1
+    while [[ $2 != "$name" ]]; do shift; done
+    echo "$3"
+}
+case $call in
+    "prepare digits"*) touch "$(option --out "$@")/test.tsv" && echo 0 >"$(option --out "$@")/test.tsv"; touch "$(option --out "$@")/dict.txt" "$(option --out "$@")/sentencepiece.model" ;;
+    "prepare collect_predictions"*) touch "$(option --out "$@")"; echo "CIDEr of the stub" ;;
+    "prepare read_captions"*) echo "reading of the stub" ;;
+    "prepare contact_sheet"*) touch "$(option --out "$@")" ;;
+    fairseq-train*) touch "$(option --save-dir "$@")"/checkpoint_{last,best}.pt ;;
+    fairseq-generate*) echo "Generate test with beam=5: CIDEr" >"$(option --results-path "$@")/generate-test.txt" ;;
+esac
