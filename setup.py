@@ -1,12 +1,14 @@
 """Packaging of ofa_fairseq: the plugin folder that `--user-dir` names is also an installable package."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="ofa_fairseq",
     version="0.1.0",
     description="OFA (One-For-All) as a plugin for stock fairseq on current PyTorch",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

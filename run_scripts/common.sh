@@ -78,12 +78,13 @@ read_options() {
 }
 
 print_help() {
-    local i
+    local i default
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
     if ((${#OPTION_NAMES[@]})); then
-        printf '\nOptions (in brackets: the default); each can also be given in the environment, --some-name as OFA_SOME_NAME\n'
+        printf '\nOptions (in brackets: the default); in the environment, --some-name can be given as OFA_SOME_NAME\n'
         for i in "${!OPTION_NAMES[@]}"; do
-            printf '  --%-18s %s%s\n' "${OPTION_NAMES[i]}" "${OPTION_HELP[i]}" "${OPTION_DEFAULTS[i]:+ [${OPTION_DEFAULTS[i]}]}"
+            default=${OPTION_DEFAULTS[i]}
+            printf '  --%-18s %s%s\n' "${OPTION_NAMES[i]}" "${OPTION_HELP[i]}" "${default:+ [$default]}"
         done
         printf '  -- FLAG...           further flags of fairseq; they win over those of the recipe\n'
     fi
@@ -187,7 +188,10 @@ show_times() {
     [[ -f $TIMES ]] || return 0
     say "time, all starts of this run together"
     awk -F '\t' '!($1 in sum) { order[++n] = $1 } { sum[$1] += $2; all += $2 }
-        END { for (i = 1; i <= n; i++) printf "  %-16s %6d s\n", order[i], sum[order[i]]; printf "  %-16s %6d s\n", "together", all }' "$TIMES"
+        END {
+            for (i = 1; i <= n; i++) printf "  %-16s %6d s\n", order[i], sum[order[i]]
+            printf "  %-16s %6d s\n", "together", all
+        }' "$TIMES"
 }
 
 # where LABEL PATH...: say where results are.
@@ -294,7 +298,8 @@ finetune() {
     if ((WORLD_SIZE > 1 && GPUS == 0)); then flags+=(--distributed-backend gloo --ddp-backend legacy_ddp); fi
     flags+=("${EXTRA[@]}")
     if [[ -z $DRY_RUN ]]; then mkdir -p "$SAVE_DIR"; fi
-    part "training" "$SAVE_DIR/training_finished" "${flags[*]}" logged "$SAVE_DIR/train.log" launch fairseq-train "${flags[@]}"
+    part "training" "$SAVE_DIR/training_finished" "${flags[*]}" \
+        logged "$SAVE_DIR/train.log" launch fairseq-train "${flags[@]}"
 }
 
 # logged FILE COMMAND...: output also goes to the end of the file.
@@ -325,7 +330,8 @@ generate() {
         GENERATED=()
         for ((rank = 0; rank < WORLD_SIZE; rank++)); do GENERATED+=("$folder/$rank/generate-$SPLIT.txt"); done
     fi
-    part "generation" "$RESULTS_PATH/generation_finished" "$GENERATION" generate_shares "${flags[@]}" --results-path "$folder"
+    part "generation" "$RESULTS_PATH/generation_finished" "$GENERATION" \
+        generate_shares "${flags[@]}" --results-path "$folder"
 }
 
 generate_shares() {

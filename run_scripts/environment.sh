@@ -10,11 +10,11 @@ find_python() {
             return
         fi
     done
-    fail "found neither python3.11 nor python3.12" "install one of them, or set OFA_PYTHON to one that has the package installed"
+    fail "found neither python3.11 nor python3.12" \
+        "install one of them, or set OFA_PYTHON to one that has the package installed"
 }
 
-# use_environment [EXTRA]: PYTHON, and PATH with the commands that belong to it; the package is
-# installed with the extra.
+# use_environment [EXTRA]: PYTHON, and PATH with the commands that belong to it; installs the package with the extra.
 use_environment() {
     local prefix
     if [[ -n ${OFA_PYTHON:-} ]]; then
@@ -59,7 +59,8 @@ install_package() {
     if [[ $prefix == "$ROOT/.venv" ]] && ! "$prefix/bin/python" -m pip --version >/dev/null 2>&1; then
         base=$(find_python)
         "$base" -m venv --clear "$prefix" >"$log" 2>&1 ||
-            fail "$base -m venv $prefix failed (on Debian and Ubuntu its package may be missing: apt install python3-venv)" "$(tail -n 5 "$log")"
+            fail "$base -m venv $prefix failed (on Debian and Ubuntu it is a package: apt install python3-venv)" \
+                "$(tail -n 5 "$log")"
     fi
     "$prefix/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         fail "$prefix/bin/python is older than Python 3.11; leave that environment, or activate another"

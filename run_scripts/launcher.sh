@@ -16,7 +16,8 @@ count_processes() {
     if in_slurm_step; then find_place_in_slurm; fi
     if [[ $LAUNCHER == torchrun ]]; then WORLD_SIZE=$((NNODES * NPROC)); fi
     if ((WORLD_SIZE == 1)); then LAUNCHER=single; fi
-    ((NNODES == 1)) || [[ -n ${MASTER_ADDR:-} ]] || fail "NNODES=$NNODES: MASTER_ADDR is missing, the address of the first machine"
+    ((NNODES == 1)) || [[ -n ${MASTER_ADDR:-} ]] ||
+        fail "NNODES=$NNODES: MASTER_ADDR is missing, the address of the first machine"
     ((NODE_RANK < NNODES)) || fail "NODE_RANK=$NODE_RANK: expected 0 to $((NNODES - 1))"
     ((GPUS == 0 || NPROC <= GPUS)) || fail "NPROC=$NPROC: this machine has $GPUS GPUs"
 }
@@ -28,9 +29,12 @@ is_leader() { ((${NODE_RANK:-0} == 0)) && [[ $LAUNCHER != task || $SLURM_PROCID 
 in_slurm_step() { [[ -n ${SLURM_STEP_ID:-} && $SLURM_STEP_ID -lt 4000000000 ]]; }
 
 find_place_in_slurm() {
-    local tasks=${SLURM_STEP_NUM_TASKS:-${SLURM_NTASKS:-1}} nodes=${SLURM_STEP_NUM_NODES:-${SLURM_NNODES:-1}}
+    local tasks=${SLURM_STEP_NUM_TASKS:-${SLURM_NTASKS:-1}} nodes=${SLURM_STEP_NUM_NODES:-${SLURM_NNODES:-1}} hosts
     MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-    if ((nodes > 1)); then MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1); fi
+    if ((nodes > 1)); then
+        hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+        MASTER_ADDR=${hosts%%$'\n'*}
+    fi
     NNODES=$nodes NODE_RANK=$SLURM_NODEID
     if ((tasks > nodes)); then
         LAUNCHER=task WORLD_SIZE=$tasks NPROC=1
@@ -58,7 +62,8 @@ launch() {
         torchrun)
             local place=(--standalone)
             if ((NNODES > 1)); then
-                place=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
+                place=(--nnodes "$NNODES" --node-rank "$NODE_RANK")
+                place+=(--master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
             fi
             share_cores
             run torchrun "${place[@]}" --nproc-per-node "$NPROC" --no-python bash "$ROOT/run_scripts/worker.sh" "$@"

@@ -1,6 +1,6 @@
 """The caption task as fairseq-train sets it up, a very small model for it, and TSV rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +8,6 @@ from fairseq import options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import DictConfig
 from PIL import Image
-from torch import nn
 
 import ofa_fairseq  # noqa: F401  (registers model and task)
 from ofa_fairseq.data.images import encode_image
@@ -29,7 +28,7 @@ class Run(NamedTuple):
     task: CaptionTask
     cfg: DictConfig
 
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         return self.task.build_model(self.cfg.model).eval()
 
 
@@ -52,7 +51,7 @@ def picture(color: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] =
     return encode_image(Image.blend(image, Image.new("RGB", size, color), 0.5))
 
 
-def write_tsv(path: Path, rows: Iterable[Sequence[str | bytes]]) -> Path:
+def write_tsv(path: Path, rows: Iterable[Iterable[str | bytes]]) -> Path:
     """A TSV file of rows of columns."""
     encoded = ([c if isinstance(c, bytes) else c.encode() for c in row] for row in rows)
     path.write_bytes(b"".join(b"\t".join(columns) + b"\n" for columns in encoded))

@@ -12,6 +12,7 @@ from typing import Any
 
 import omegaconf
 import torch
+from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
 from .config import PRESETS
@@ -35,9 +36,12 @@ OLD_LAYER_NORMS = {
 def allow_plain_classes() -> None:
     """Allow-list the plain classes in fairseq's checkpoints, so that `torch.load` stays in its safe mode."""
     nodes = omegaconf.nodes
+    # How fairseq sends a checkpoint from the first process to the others; private, but there is no other way.
+    placeholder = distributed_utils._TensorPlaceholder
     torch.serialization.add_safe_globals(
         [
             argparse.Namespace,
+            placeholder,
             defaultdict,
             OrderedDict,
             dict,

@@ -198,7 +198,20 @@ DEFAULTS: dict[str, Any] = {
 
 
 def apply_preset(name: str, cfg: Namespace | DictConfig) -> None:
-    """Set what the preset says and the user has not set; called by fairseq with its kind of config."""
+    """Set what the preset says and the user has not set; called by fairseq with its kind of config.
+
+    Raises:
+        ValueError: for an option that the model does not have, in a node of YAML (fairseq checks flags itself).
+    """
+    known = {f.name for f in fields(OFAModelConfig)}
+    if isinstance(cfg, DictConfig):
+        unknown = [str(key) for key in cfg if key not in known]
+        if unknown:
+            raise ValueError(f"model options that OFA does not have: {', '.join(unknown)}")
+    elif getattr(cfg, "bf16", False):
+        cfg.tpu = (
+            False  # fairseq's option parser takes every --bf16 for a TPU, and starts processes accordingly
+        )
     with open_dict(cfg) if isinstance(cfg, DictConfig) else nullcontext():
         for key, value in PRESETS[name].options().items():
             if getattr(cfg, key, None) is None:

@@ -10,6 +10,7 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
@@ -198,6 +199,10 @@ class OFATask(FairseqTask):
             saved = cfg if isinstance(cfg, Namespace) else getattr(_root_of(cfg), "task", None)
             self._adopt_options(saved)
         assert len(self.vocabulary) == len(self.dictionary)
+        with open_dict(cfg) if isinstance(cfg, DictConfig) else nullcontext():
+            for name in ("max_source_positions", "max_target_positions", "orig_patch_image_size"):
+                if getattr(cfg, name, None) is None:  # YAML with a preset's name has no fields of its own
+                    setattr(cfg, name, getattr(self.cfg, name))
         return super().build_model(cfg, from_checkpoint)
 
     def _adopt_options(self, saved: Any) -> None:

@@ -9,8 +9,8 @@
 #       trigram twice.
 #
 # Writes SPLIT_predict.json, a list of {"image_id", "caption"} without punctuation, and score.txt (CIDEr-D, BLEU-4 and
-# ROUGE-L over all pictures). The columns are an id, the picture and its captions, joined by "&&"; the default is where the
-# released files have them.
+# ROUGE-L over all pictures). The columns are an id, the picture and its captions, joined by "&&"; the default is where
+# the released files have them.
 set -euo pipefail
 # shellcheck source=run_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
@@ -76,4 +76,5 @@ say "results"
 for file in "$RESULTS_PATH/score.txt" ${EMBEDDED:+"$RESULTS_PATH/reading.txt"}; do
     [[ -n $DRY_RUN ]] || cat "$file"
 done
-where "captions" "$PREDICTIONS" "captions with scores" "${GENERATED[0]}" "pictures with captions" "$RESULTS_PATH/captions.png"
+where "captions" "$PREDICTIONS" "captions with scores" "${GENERATED[0]}" \
+    "pictures with captions" "$RESULTS_PATH/captions.png"

@@ -5,13 +5,13 @@
 #       From nothing to captions of unseen pictures: installs the package, draws the embedded data (scenes of
 #       handwritten digits, data/digits), trains ofa_nano (runs/caption_nano), captions the test scenes and scores them.
 #
-#   bash run_scripts/caption/train.sh --data train.tsv,valid.tsv --restore-file ofa_base.pt --arch ofa_base --bpe-dir BPE
+#   bash run_scripts/caption/train.sh --data train.tsv,valid.tsv --restore-file ofa_base.pt --arch ofa_base
 #       The published recipe, stage 1 (cross entropy). The original has scripts for ofa_base (5 epochs, the worst tokens
 #       dropped after 6000 updates) and ofa_large (2 epochs, 2500); ofa_tiny and ofa_medium are trained as base here,
 #       ofa_huge as large.
 #
-# The columns are an id, the picture (base64, or a path) and a caption; in the validation file all captions of a picture,
-# joined by "&&". The default is where the released files have them.
+# The columns are an id, the picture (base64, or a path) and a caption; in the validation file all captions of a
+# picture, joined by "&&". The default is where the released files have them.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=run_scripts/common.sh
@@ -49,7 +49,8 @@ PUBLISHED=(
 EMBEDDED=''
 if [[ -z $DATA ]]; then
     EMBEDDED=yes ARCH=${ARCH:-ofa_nano} SAVE_DIR=${SAVE_DIR:-$ROOT/runs/caption_nano} SELECTED_COLS=0,4,2
-    [[ $ARCH == ofa_nano && -z $RESTORE_FILE ]] || fail "--data is missing; --arch and --restore-file need it (see --help)"
+    [[ $ARCH == ofa_nano && -z $RESTORE_FILE ]] ||
+        fail "--data is missing; --arch and --restore-file need it (see --help)"
 fi
 ARCH=${ARCH:-ofa_base}
 SAVE_DIR=$(absolute "${SAVE_DIR:-$ROOT/runs/caption_stage1_${ARCH#ofa_}}")

@@ -317,23 +317,11 @@ def test_slurm_tasks_find_their_place(files: dict[str, str], tmp_path: Path) -> 
     (tmp_path / "scontrol").chmod(0o755)
     job = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NODELIST": "node-[a-b]", "GPUS": "4"}
     job |= {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "PATH": f"{tmp_path}:/usr/bin:/bin"}
-    one_a_process = {
-        "SLURM_NTASKS": "8",
-        "SLURM_NNODES": "2",
-        "SLURM_NODEID": "1",
-        "SLURM_PROCID": "5",
-        "SLURM_LOCALID": "1",
-    }
+    one_a_process = {"SLURM_NTASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
     shown = dry_run("caption/train.sh", *arguments(files), **(job | one_a_process))
     assert "= 8 processes x 8 rows x 2;" in shown
     assert f"+ bash {ROOT}/run_scripts/worker.sh fairseq-train" in shown
-    one_a_machine = {
-        "SLURM_NTASKS": "2",
-        "SLURM_NNODES": "2",
-        "SLURM_NODEID": "1",
-        "SLURM_PROCID": "1",
-        "SLURM_LOCALID": "0",
-    }
+    one_a_machine = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
     shown = dry_run("caption/train.sh", *arguments(files), **(job | one_a_machine))
     assert (
         "torchrun --nnodes 2 --node-rank 1 --master-addr node-a --master-port 20007 --nproc-per-node 4"

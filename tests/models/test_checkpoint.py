@@ -170,7 +170,9 @@ def test_image_positions_grow_at_the_end() -> None:
 
 
 def test_more_image_positions_than_the_model_has_are_an_error() -> None:
-    with pytest.raises(ValueError, match=re.escape(f"encoder.{IMAGE_POSITIONS}: (82, 32) in the file, (65, 32)")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"encoder.{IMAGE_POSITIONS}: (82, 32) in the file, (65, 32)")
+    ):
         fresh().load_state_dict(saved(image_bucket_size=9))
 
 
@@ -362,7 +364,9 @@ def test_numbers_written_by_an_older_numpy() -> None:
 def test_options_as_an_omegaconf_node(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     node = OmegaConf.create({"model": {"_name": "ofa_nano", **SMALL}, "task": {"_name": "caption"}})
-    torch.save({"cfg": node, "args": None, "model": {}, "extra_state": {}, "optimizer_history": [HISTORY]}, path)
+    torch.save(
+        {"cfg": node, "args": None, "model": {}, "extra_state": {}, "optimizer_history": [HISTORY]}, path
+    )
     assert load_checkpoint_to_cpu(str(path))["cfg"].model.encoder_embed_dim == 32
 
 

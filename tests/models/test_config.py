@@ -240,5 +240,7 @@ def test_initial_weights() -> None:
     # The tied matrix is drawn as the output's: its padding row too.
     assert model.encoder.embed_tokens.weight[1].abs().max() > 0
     stem = model.encoder.embed_images
-    assert stem.conv1.weight.std().item() == pytest.approx((2 / (64 * 7 * 7)) ** 0.5, rel=0.1)  # fan-out, ReLU
+    assert stem.conv1.weight.std().item() == pytest.approx(
+        (2 / (64 * 7 * 7)) ** 0.5, rel=0.1
+    )  # fan-out, ReLU
     assert (stem.layer3[0].bn3.weight == 1).all()

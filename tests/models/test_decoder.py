@@ -326,7 +326,9 @@ def test_attention_to_the_source_against_a_plain_softmax(model: OFAModel) -> Non
     pos_k = decoder.cross_pos_k_linear(encoder_out["position_embeddings"][0])
     heads = []
     for head in (slice(0, 16), slice(16, 32)):
-        scores = q[..., head] @ k[..., head].transpose(1, 2) + pos_q[:, head] @ pos_k[..., head].transpose(1, 2)
+        scores = q[..., head] @ k[..., head].transpose(1, 2) + pos_q[:, head] @ pos_k[..., head].transpose(
+            1, 2
+        )
         scores = scores / (16 * 2) ** 0.5
         scores = scores.masked_fill(encoder_out["encoder_padding_mask"][0][:, None], float("-inf"))
         heads.append(scores.softmax(dim=-1))

@@ -14,6 +14,7 @@ from model_builders import (
     random_tokens,
 )
 from reference_weights import fill
+
 from ofa_fairseq.models.config import RECIPE_SWITCHES
 from ofa_fairseq.models.layers import Layer
 from ofa_fairseq.models.ofa import OFAModel, last_features
@@ -80,8 +81,17 @@ def test_text_alone_gives_the_stem_no_gradient() -> None:
     logits, _ = model(random_tokens(0, 2, 4), None, random_tokens(1, 2, 3))
     logits.sum().backward()
     unused = {name for name, p in model.named_parameters() if p.grad is None}
-    parts = ("embed_images.", "image_proj.", "patch_layernorm", "code_layernorm", "image_pos", "image_rel_pos")
-    assert unused == names(model, lambda name: any(part in name for part in (*parts, "embed_image_positions")))
+    parts = (
+        "embed_images.",
+        "image_proj.",
+        "patch_layernorm",
+        "code_layernorm",
+        "image_pos",
+        "image_rel_pos",
+    )
+    assert unused == names(
+        model, lambda name: any(part in name for part in (*parts, "embed_image_positions"))
+    )
 
 
 # -- the stem's norms ------------------------------------------------------------------------------------
@@ -178,7 +188,9 @@ def test_prompts_have_the_released_names(half: str) -> None:
 
 def test_prompt_table_holds_a_key_and_a_value_for_each_layer_and_head() -> None:
     prompt = PromptEncoder(length=3, layers=2, dim=4, heads=2, projection_dim=None).eval()
-    table = prompt.embedding.weight.view(3, 2, 2, 2, 2)  # position, layer, key or value, head, width of a head
+    table = prompt.embedding.weight.view(
+        3, 2, 2, 2, 2
+    )  # position, layer, key or value, head, width of a head
     for layer, (key, value) in enumerate(prompt()):
         for kind, tensor in enumerate((key, value)):
             assert tensor.shape == (1, 2, 3, 2)
@@ -224,7 +236,9 @@ def test_heads_have_the_released_names_and_learn() -> None:
     model = model_from_flags(*SMALL_FLAGS, "--encoder-prompt")
     model.register_classification_head("a", 3)
     model.register_classification_head("b", 2, inner_dim=5, use_two_images=True)
-    heads = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith("classification_heads.")}
+    heads = {
+        k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith("classification_heads.")
+    }
     assert heads == {
         "classification_heads.a.dense.weight": (32, 32),
         "classification_heads.a.dense.bias": (32,),

@@ -45,7 +45,9 @@ RELEASED_COUNTS = {
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_agree_with_the_original(case: str, reference_dir: Path, tiny: OFAModel) -> None:
     options, shape, seed = CASES[case]
-    reference = {key: torch.from_numpy(value) for key, value in np.load(reference_dir / f"{case}.npz").items()}
+    reference = {
+        key: torch.from_numpy(value) for key, value in np.load(reference_dir / f"{case}.npz").items()
+    }
     model = tiny_model(**options) if options else tiny
     pictures = {}
     if shape is not None:
@@ -67,7 +69,9 @@ def test_outputs_agree_with_the_original(case: str, reference_dir: Path, tiny: O
 
 def on_meta(arch: str, **options: Any) -> OFAModel:
     with torch.device("meta"):
-        return build_model(arch, RELEASED_VOCABULARY, **{**RECIPE_SWITCHES, "code_image_size": 256, **options})
+        return build_model(
+            arch, RELEASED_VOCABULARY, **{**RECIPE_SWITCHES, "code_image_size": 256, **options}
+        )
 
 
 @pytest.mark.parametrize("arch", RELEASED_COUNTS)

@@ -34,7 +34,9 @@ def loaded(task: CaptionTask, split: str) -> Any:
     return task.dataset(split)
 
 
-def captions_of(tmp_path: Path, bpe_dir: Path, texts: Sequence[str], *flags: str, split: str = "train") -> Any:
+def captions_of(
+    tmp_path: Path, bpe_dir: Path, texts: Sequence[str], *flags: str, split: str = "train"
+) -> Any:
     """The dataset of a file with these captions, one a row."""
     file = write_captions(tmp_path / "captions.tsv", texts)
     flags = ("--bad-rows", str(tmp_path / "bad_rows.tsv"), *flags)
@@ -49,7 +51,11 @@ def text_of(dataset: Any, index: int = 0) -> str:
 @pytest.mark.parametrize("case", reference_rows(), ids=lambda case: f"{case['split']}-{case['id']}")
 def test_rows_agree_with_the_original(case: dict[str, Any], gpt2_bpe_dir: Path, tmp_path: Path) -> None:
     file = write_tsv(tmp_path / "row.tsv", [case["row"]])
-    flags = [part for name, value in case["options"].items() for part in (f"--{name}".replace("_", "-"), str(value))]
+    flags = [
+        part
+        for name, value in case["options"].items()
+        for part in (f"--{name}".replace("_", "-"), str(value))
+    ]
     released = ("--code-dict-size", "8192", "--num-bins", "1000")
     task = caption_run(f"{file},{file}", gpt2_bpe_dir, *released, *flags).task
     dataset = loaded(task, case["split"])
@@ -75,10 +81,20 @@ def test_rows_agree_with_the_original(case: dict[str, Any], gpt2_bpe_dir: Path, 
 # Targets and references
 
 
-def test_training_targets_lose_punctuation_and_are_cut_by_words(tmp_path: Path, sentencepiece_dir: Path) -> None:
-    dataset = captions_of(tmp_path, sentencepiece_dir, ["A well-known  dog,\u00a0it (really) runs far!"], "--max-tgt-length", "4")
+def test_training_targets_lose_punctuation_and_are_cut_by_words(
+    tmp_path: Path, sentencepiece_dir: Path
+) -> None:
+    dataset = captions_of(
+        tmp_path,
+        sentencepiece_dir,
+        ["A well-known  dog,\u00a0it (really) runs far!"],
+        "--max-tgt-length",
+        "4",
+    )
     assert text_of(dataset) == "A wellknown dog it"
-    assert text_of(captions_of(tmp_path, sentencepiece_dir, ["only two"], "--max-tgt-length", "4")) == "only two"
+    assert (
+        text_of(captions_of(tmp_path, sentencepiece_dir, ["only two"], "--max-tgt-length", "4")) == "only two"
+    )
 
 
 def test_references_are_kept_one_by_one_and_never_cut(tmp_path: Path, sentencepiece_dir: Path) -> None:
@@ -92,16 +108,23 @@ def test_references_are_kept_one_by_one_and_never_cut(tmp_path: Path, sentencepi
 def test_punctuation_is_kept_on_request(tmp_path: Path, sentencepiece_dir: Path) -> None:
     text = "A well-known dog, it runs!"
     for split in ("train", "valid"):
-        assert text_of(captions_of(tmp_path, sentencepiece_dir, [text], "--keep-punctuation", split=split)) == text
+        assert (
+            text_of(captions_of(tmp_path, sentencepiece_dir, [text], "--keep-punctuation", split=split))
+            == text
+        )
 
 
 @pytest.mark.parametrize("caption", ["", " ", "...", "&&", " !&& ?"])
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_a_row_without_words_is_a_bad_row(caption: str, split: str, tmp_path: Path, sentencepiece_dir: Path) -> None:
+def test_a_row_without_words_is_a_bad_row(
+    caption: str, split: str, tmp_path: Path, sentencepiece_dir: Path
+) -> None:
     dataset = captions_of(tmp_path, sentencepiece_dir, ["a dog", caption], split=split)
     assert dataset[0] is not None
     assert dataset[1] is None
-    assert (tmp_path / "bad_rows.tsv").read_text() == f"{tmp_path / 'captions.tsv'}\t2\tthe caption is empty\n"
+    assert (
+        tmp_path / "bad_rows.tsv"
+    ).read_text() == f"{tmp_path / 'captions.tsv'}\t2\tthe caption is empty\n"
 
 
 def test_a_picture_may_be_a_path_beside_the_tsv(tmp_path: Path, sentencepiece_dir: Path) -> None:
@@ -124,7 +147,10 @@ def test_a_wrong_number_of_columns_is_explained(tmp_path: Path, sentencepiece_di
     file = write_tsv(tmp_path / "five.tsv", [["0", "1", "a dog", "dog", picture()]])
     for columns in ("0,4", "0,4,2,3"):
         task = caption_run(str(file), sentencepiece_dir, "--selected-cols", columns).task
-        with pytest.raises(ValueError, match=rf"--selected-cols {columns}.*3 columns \(id, picture, caption\).*of the 5 in .*five.tsv"):
+        with pytest.raises(
+            ValueError,
+            match=rf"--selected-cols {columns}.*3 columns \(id, picture, caption\).*of the 5 in .*five.tsv",
+        ):
             task.load_dataset("valid")
     with pytest.raises(ValueError, match=r"3 columns \(id, picture, caption\), got 5 of the 5"):
         caption_run(str(file), sentencepiece_dir).task.load_dataset("valid")
@@ -237,7 +263,7 @@ def test_bad_rows_of_the_validation_file_do_not_stop_its_preparation(
     tmp_path: Path, sentencepiece_dir: Path
 ) -> None:
     good = [["0", picture(), "a dog&&the dog"], ["1", picture(), "a cat"]]
-    bad = [["2", picture(), "a", "b"], ["3", picture(), b"caf\xe9"]]
+    bad: list[list[str | bytes]] = [["2", picture(), "a", "b"], ["3", picture(), b"caf\xe9"]]
     file = write_tsv(tmp_path / "valid.tsv", [*good, *bad])
     flags = ("--eval-cider", "--bad-rows", str(tmp_path / "bad_rows.tsv"))
     dataset = loaded(caption_run(str(file), sentencepiece_dir, *flags).task, "valid")

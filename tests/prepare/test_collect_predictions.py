@@ -1,0 +1,75 @@
+"""`python -m ofa_fairseq.prepare collect_predictions`: several outputs of fairseq-generate become one result."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from pycocoevalcap.cider.cider_scorer import CiderScorer as CocoCider
+
+from ofa_fairseq.prepare.__main__ import main
+from ofa_fairseq.prepare.collect_predictions import read_targets
+
+ROWS = {
+    "7": ("a red seven, small.", "a small red seven&&one red seven at the left"),
+    "8": ("a blue eight", "a large blue eight&&a blue eight on the right"),
+    "9": ("a green nine below it", "a green nine&&the green nine below a red one"),
+}
+
+
+def write_output(path: Path, ids: list[str]) -> Path:
+    """As fairseq-generate writes: target, hypothesis and its detokenized form, of two hypotheses for each row."""
+    lines = ["2026-01-01 | INFO | a line of the log"]
+    for key in ids:
+        caption, references = ROWS[key]
+        lines += [f"S-{key}\twhat does the image describe?", f"T-{key}\t{references}"]
+        lines += [f"H-{key}\t-0.1\t{caption}", f"D-{key}\t-0.1\t{caption}", f"P-{key}\t-0.1 -0.1"]
+        lines += [f"H-{key}\t-0.9\tworse", f"D-{key}\t-0.9\tworse"]
+    path.write_text("\n".join([*lines, "Generate test with beam=5: CIDEr = 0.5"]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_files_are_merged_and_scored_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = write_output(tmp_path / "0.txt", ["8", "7"])
+    second = write_output(tmp_path / "1.txt", ["9", "7"])  # padding repeats a row
+    out = tmp_path / "test_predict.json"
+    main(["collect_predictions", "--generated", str(first), str(second), "--out", str(out)])
+    assert json.loads(out.read_text()) == [
+        {"image_id": "8", "caption": "a blue eight"},
+        {"image_id": "7", "caption": "a red seven small"},
+        {"image_id": "9", "caption": "a green nine below it"},
+    ]
+    printed = capsys.readouterr().out
+    match = re.fullmatch(r"CIDEr = ([0-9.]+) \(BLEU-4 = .*, ROUGE-L = .*\) over 3 pictures\n", printed)
+    assert match
+    assert float(match[1]) == pytest.approx(_cider_d(), abs=1e-4)
+
+
+def _cider_d() -> float:
+    """CIDEr-D of the rows by pycocoevalcap, whose class is CIDEr-D under the name of CIDEr."""
+    scorer = CocoCider(n=4, sigma=6.0)
+    for caption, references in ROWS.values():
+        scorer += (re.sub("[,.]", "", caption), references.split("&&"))
+    return float(scorer.compute_score()[0])
+
+
+def test_targets_keep_their_tabs(tmp_path: Path) -> None:
+    path = tmp_path / "generate-test.txt"
+    path.write_text("T-a\tone\ttwo&&three\r\nD-a\t0\tx\n", encoding="utf-8", newline="")
+    assert read_targets(path) == {"a": "one\ttwo&&three"}
+
+
+def test_without_references_there_is_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "g.txt").write_text("D-5\t-0.1\ta cat!\n")
+    main(["collect_predictions", "--generated", str(tmp_path / "g.txt"), "--out", str(tmp_path / "p.json")])
+    assert json.loads((tmp_path / "p.json").read_text()) == [{"image_id": "5", "caption": "a cat"}]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_file_without_captions_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "g.txt").write_text("nothing\n")
+    with pytest.raises(SystemExit, match=r"g\.txt: expected .*; found no caption"):
+        main(
+            ["collect_predictions", "--generated", str(tmp_path / "g.txt"), "--out", str(tmp_path / "p.json")]
+        )
+    assert not (tmp_path / "p.json").exists()
