@@ -1,4 +1,7 @@
-"""Models for tests: of any preset and vocabulary, and small ones filled with weights that make a difference."""
+"""Models for tests: of any preset and vocabulary, and small ones filled with weights that make a difference.
+
+They are typed `Any`: tests reach into parts that a model may lack.
+"""
 
 from argparse import Namespace
 from types import SimpleNamespace
@@ -48,7 +51,7 @@ def task_of(dictionary: Dictionary) -> Any:
     return SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
 
 
-def build_model(arch: str, vocabulary: int | Dictionary = 40, **options: Any) -> OFAModel:
+def build_model(arch: str, vocabulary: int | Dictionary = 40, **options: Any) -> Any:
     """A model of a preset, with the options given; the vocabulary by size or as a dictionary."""
     dictionary = numbered_dictionary(vocabulary) if isinstance(vocabulary, int) else vocabulary
     cfg = Namespace(**options)
@@ -56,12 +59,12 @@ def build_model(arch: str, vocabulary: int | Dictionary = 40, **options: Any) ->
     return OFAModel.build_model(cfg, task_of(dictionary))
 
 
-def small_model(vocabulary: int | Dictionary = 40, prefix: str = "", **options: Any) -> OFAModel:
+def small_model(vocabulary: int | Dictionary = 40, prefix: str = "", **options: Any) -> Any:
     """A filled model of about 1.6 million parameters, in evaluation mode."""
     return fill(build_model("ofa_nano", vocabulary, **{**SMALL, **options}), prefix).eval()
 
 
-def tiny_model(**options: Any) -> OFAModel:
+def tiny_model(**options: Any) -> Any:
     """The model that the reference outputs were measured on, in evaluation mode."""
     options = {**RECIPE_SWITCHES, "code_image_size": 256, **options}
     return fill(build_model("ofa_tiny", RELEASED_VOCABULARY, **options)).eval()
@@ -86,7 +89,7 @@ def parse_flags(*flags: str) -> DictConfig:
     return convert_namespace_to_omegaconf(args)
 
 
-def model_from_flags(*flags: str, vocabulary: int = 40) -> OFAModel:
+def model_from_flags(*flags: str, vocabulary: int = 40) -> Any:
     """What fairseq-train builds of these flags."""
     return OFAModel.build_model(parse_flags(*flags).model, task_of(numbered_dictionary(vocabulary)))
 

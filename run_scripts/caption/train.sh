@@ -27,10 +27,11 @@ read_options "$@"
 # -- settings ----------------------------------------------------------------------------------------------
 
 # ofa_nano, trained from scratch on small pictures: all that was tuned for the embedded data.
-NANO_BATCH=100
+# Two epochs of single words come first, then two of captions: see prepare/digits/command.py.
+NANO_BATCH=64
 NANO=(
     --patch-image-size 64 --max-tgt-length 40 --code-dict-size 512 --num-bins 128
-    --label-smoothing 0.0 --dropout 0.0 --adam-betas '(0.9,0.98)' --lr 1e-3 --warmup-ratio 0.06 --max-epoch 3
+    --label-smoothing 0.0 --dropout 0.0 --adam-betas '(0.9,0.98)' --lr 1e-3 --warmup-ratio 0.06 --max-epoch 4
     --log-interval 20 --num-workers 0
     --eval-args '{"beam":1,"max_len_b":50}' --no-epoch-checkpoints --keep-best-checkpoints 1
 )
@@ -86,7 +87,8 @@ count_processes
 choose_precision
 if [[ -n $EMBEDDED ]]; then
     prepare_digits
-    DATA=$DIGITS/train.tsv,$DIGITS/valid.tsv BPE_DIR=$DIGITS
+    WORDS=$DIGITS/train_words.tsv CAPTIONS=$DIGITS/train.tsv BPE_DIR=$DIGITS
+    DATA=$WORDS,$WORDS,$CAPTIONS,$CAPTIONS,$DIGITS/valid.tsv
 fi
 plan_batches
 finetune caption --criterion adjust_label_smoothed_cross_entropy "${RECIPE[@]}"

@@ -56,7 +56,7 @@ def test_only_the_answers_can_be_spelled(answers: list[list[int]]) -> None:
     complete, open_prefixes = set(), [[BOS]]
     while open_prefixes:
         found = trie.next_tokens(torch.tensor(open_prefixes))
-        longer = []
+        longer: list[list[int]] = []
         for prefix, row in zip(open_prefixes, found, strict=True):
             for token in as_set(row):
                 (longer if token != EOS else []).append([*prefix, token])

@@ -25,7 +25,7 @@ ANSWERS = [[5], [5, 6], [7, 8, 9], [8, 8], [12]]
 
 
 @pytest.fixture(scope="module")
-def model() -> OFAModel:
+def model() -> Any:
     """A model that ends often enough for sentences to leave at different steps."""
     model = small_model(VOCABULARY)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_banned_tokens_would_repeat_an_ngram(n: int, hypotheses: list[list[int]]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_generated_ngrams_do_not_repeat(model: OFAModel, n: int) -> None:
+def test_generated_ngrams_do_not_repeat(model: Any, n: int) -> None:
     space = TokenRange(4, 8, VOCABULARY)
     options: dict[str, Any] = {"beam_size": 4, "max_len_b": 12, "answer_space": space}
     for row in generate(model, batch(), no_repeat_ngram_size=n, **options):
@@ -137,7 +137,7 @@ def test_generated_ngrams_do_not_repeat(model: OFAModel, n: int) -> None:
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("zero_shot", [False, True])
-def test_a_wide_beam_ranks_all_answers(model: OFAModel, normalize: bool, zero_shot: bool) -> None:
+def test_a_wide_beam_ranks_all_answers(model: Any, normalize: bool, zero_shot: bool) -> None:
     space, sample = AnswerTrie(ANSWERS, EOS, VOCABULARY), batch()
     found = generate(
         model,
@@ -157,7 +157,7 @@ def test_a_wide_beam_ranks_all_answers(model: OFAModel, normalize: bool, zero_sh
 
 
 @pytest.mark.parametrize("len_penalty", [0.0, 1.0, 2.0])
-def test_a_wide_beam_over_a_range_equals_enumeration(model: OFAModel, len_penalty: float) -> None:
+def test_a_wide_beam_over_a_range_equals_enumeration(model: Any, len_penalty: float) -> None:
     """All sequences of one and two words: fewer than the beams."""
     sample, space = batch(1), TokenRange(4, 7, VOCABULARY)
     words = [BOS, 3, 4, 5, 6]  # the range leaves the specials free
@@ -170,7 +170,7 @@ def test_a_wide_beam_over_a_range_equals_enumeration(model: OFAModel, len_penalt
     assert_same(found, sorted(expected, key=lambda pair: -pair[1]))
 
 
-def test_fewer_answers_than_beams(model: OFAModel) -> None:
+def test_fewer_answers_than_beams(model: Any) -> None:
     sample, space = batch(), AnswerTrie(ANSWERS, EOS, VOCABULARY)
     enough = generate(model, sample, beam_size=5, answer_space=space, max_len_b=8)
     wider = generate(model, sample, beam_size=9, answer_space=space, max_len_b=8)
@@ -178,7 +178,7 @@ def test_fewer_answers_than_beams(model: OFAModel) -> None:
         assert_same(b, a)
 
 
-def test_forced_prompts_of_different_lengths(model: OFAModel) -> None:
+def test_forced_prompts_of_different_lengths(model: Any) -> None:
     sample, space = batch(), AnswerTrie(ANSWERS, EOS, VOCABULARY)
     prompts = torch.tensor([[20, 21, 22], [23, PAD, PAD], [24, 25, PAD]])
     found = generate(
@@ -199,7 +199,7 @@ def test_forced_prompts_of_different_lengths(model: OFAModel) -> None:
 
 
 @pytest.mark.parametrize("pictures", [True, False])
-def test_a_batch_gives_what_its_rows_give_alone(model: OFAModel, pictures: bool) -> None:
+def test_a_batch_gives_what_its_rows_give_alone(model: Any, pictures: bool) -> None:
     sample = batch(4, pictures)
     options: dict[str, Any] = {"beam_size": 4, "max_len_b": 12, "answer_space": TokenRange(4, 30, VOCABULARY)}
     together = generate(model, sample, **options)
@@ -212,7 +212,7 @@ PROMPTS = torch.tensor([[20, 21, 22, 23], [24, PAD, PAD, PAD], [25, 26, 27, PAD]
 
 
 @pytest.mark.parametrize("beam", [1, 4])
-def test_sentences_with_prompts_leave_at_different_steps(model: OFAModel, beam: int) -> None:
+def test_sentences_with_prompts_leave_at_different_steps(model: Any, beam: int) -> None:
     sample = batch(4)
     options: dict[str, Any] = {"beam_size": beam, "answer_space": AnswerTrie(ANSWERS, EOS, VOCABULARY)}
     together = generate(model, sample, prefix_tokens=PROMPTS, **options)
@@ -223,7 +223,7 @@ def test_sentences_with_prompts_leave_at_different_steps(model: OFAModel, beam: 
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-def test_an_ensemble_averages_probabilities(model: OFAModel, beam: int) -> None:
+def test_an_ensemble_averages_probabilities(model: Any, beam: int) -> None:
     other, sample = small_model(VOCABULARY, prefix="other."), batch()
     space = AnswerTrie(ANSWERS, EOS, VOCABULARY)
     for row, hypotheses in enumerate(
@@ -235,7 +235,7 @@ def test_an_ensemble_averages_probabilities(model: OFAModel, beam: int) -> None:
             assert value == pytest.approx(expected, abs=1e-4)
 
 
-def test_an_ensemble_of_one_model_twice_is_that_model(model: OFAModel) -> None:
+def test_an_ensemble_of_one_model_twice_is_that_model(model: Any) -> None:
     options: dict[str, Any] = {"beam_size": 3, "max_len_b": 8}
     for a, b in zip(
         generate([model, model], batch(), **options), generate(model, batch(), **options), strict=True
@@ -243,14 +243,14 @@ def test_an_ensemble_of_one_model_twice_is_that_model(model: OFAModel) -> None:
         assert_same(a, b)
 
 
-def test_diverse_beams_differ_from_the_start(model: OFAModel) -> None:
+def test_diverse_beams_differ_from_the_start(model: Any) -> None:
     strategy = diverse_beam_search(model.decoder.dictionary, groups=3, strength=100.0)
     for row in generate(model, batch(), beam_size=3, max_len_b=6, min_len=2, search_strategy=strategy):
         assert len({tokens[0] for tokens, _ in row}) == 3
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_temperature_divides_the_logits(model: OFAModel, temperature: float) -> None:
+def test_temperature_divides_the_logits(model: Any, temperature: float) -> None:
     sample, space = batch(1), TokenRange(4, 30, VOCABULARY)
     generator = OFASequenceGenerator(
         [model],
@@ -273,7 +273,7 @@ def test_temperature_divides_the_logits(model: OFAModel, temperature: float) -> 
 
 @pytest.mark.parametrize("beam", [1, 3])
 @pytest.mark.parametrize("sampling", [{"sampling_topk": 5}, {"sampling_topp": 0.9}, {}], ids=str)
-def test_samples_stay_within_a_range(model: OFAModel, sampling: dict[str, Any], beam: int) -> None:
+def test_samples_stay_within_a_range(model: Any, sampling: dict[str, Any], beam: int) -> None:
     torch.manual_seed(0)
     strategy = search.Sampling(model.decoder.dictionary, **sampling)
     space = TokenRange(10, 20, VOCABULARY)
@@ -288,7 +288,7 @@ def test_samples_stay_within_a_range(model: OFAModel, sampling: dict[str, Any], 
 
 
 @pytest.mark.parametrize("beam", [1, 4])
-def test_samples_are_answers(model: OFAModel, beam: int) -> None:
+def test_samples_are_answers(model: Any, beam: int) -> None:
     torch.manual_seed(0)
     strategy = search.Sampling(model.decoder.dictionary)
     space = AnswerTrie(ANSWERS, EOS, VOCABULARY)
@@ -305,7 +305,7 @@ def test_samples_are_answers(model: OFAModel, beam: int) -> None:
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_codes_have_the_exact_length_of_their_picture(model: OFAModel, sampled: bool) -> None:
+def test_codes_have_the_exact_length_of_their_picture(model: Any, sampled: bool) -> None:
     torch.manual_seed(0)
     strategy = search.Sampling(model.decoder.dictionary, sampling_topk=5) if sampled else None
     for row in generate(
@@ -325,7 +325,7 @@ def test_codes_have_the_exact_length_of_their_picture(model: OFAModel, sampled: 
             assert all(10 <= token < 30 for token in tokens[:-1])
 
 
-def test_codes_are_decoded_as_codes(model: OFAModel) -> None:
+def test_codes_are_decoded_as_codes(model: Any) -> None:
     sample, n = batch(1, pictures=False), 4
     options: dict[str, Any] = {"min_len": n, "max_len_b": n, "answer_space": TokenRange(10, 30, VOCABULARY)}
     tokens, value = generate(model, sample, gen_code=True, **options)[0][0]
@@ -343,18 +343,18 @@ def test_codes_are_decoded_as_codes(model: OFAModel) -> None:
 # -- lengths -------------------------------------------------------------------------------------------
 
 
-def test_a_shortest_output_longer_than_the_longest_is_an_error(model: OFAModel) -> None:
+def test_a_shortest_output_longer_than_the_longest_is_an_error(model: Any) -> None:
     with pytest.raises(ValueError, match="--min-len 9 is longer than the longest output, 8 tokens"):
         generate(model, batch(), min_len=9, max_len_b=8)
 
 
 @pytest.mark.parametrize(("min_len", "max_len_b"), [(1, 3), (4, 4), (3, 9)])
-def test_lengths_are_kept(model: OFAModel, min_len: int, max_len_b: int) -> None:
+def test_lengths_are_kept(model: Any, min_len: int, max_len_b: int) -> None:
     for row in generate(model, batch(), beam_size=4, min_len=min_len, max_len_b=max_len_b):
         assert all(min_len <= len(tokens) - 1 <= max_len_b for tokens, _ in row)
 
 
-def test_length_from_the_source(model: OFAModel) -> None:
+def test_length_from_the_source(model: Any) -> None:
     # Six source tokens: at most 0.5 * 6 + 1.
     rows = generate(model, batch(), beam_size=4, max_len_a=0.5, max_len_b=1, min_len=4)
     assert {len(tokens) for row in rows for tokens, _ in row} == {5}
@@ -382,7 +382,7 @@ def test_pictures_of_256_pixels_have_1024_codes() -> None:
 # -- work ----------------------------------------------------------------------------------------------
 
 
-def count_key_values(monkeypatch: pytest.MonkeyPatch, model: OFAModel) -> list[tuple[int, int]]:
+def count_key_values(monkeypatch: pytest.MonkeyPatch, model: Any) -> list[tuple[int, int]]:
     """(rows, positions) of each projection of an encoder result to keys and values."""
     calls: list[tuple[int, int]] = []
     cross = {id(layer.encoder_attn) for layer in model.decoder.layers}
@@ -397,7 +397,7 @@ def count_key_values(monkeypatch: pytest.MonkeyPatch, model: OFAModel) -> list[t
     return calls
 
 
-def test_the_source_is_encoded_and_projected_once(model: OFAModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_is_encoded_and_projected_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = count_key_values(monkeypatch, model)
     encoded: list[int] = []
     parts = (model.encoder.embed_images, model.encoder.layer_norm)
@@ -409,7 +409,7 @@ def test_the_source_is_encoded_and_projected_once(model: OFAModel, monkeypatch: 
     assert calls == [(3, 6 + 6)] * len(model.decoder.layers)
 
 
-def test_each_step_computes_the_newest_position_only(model: OFAModel) -> None:
+def test_each_step_computes_the_newest_position_only(model: Any) -> None:
     shapes: list[torch.Size] = []
     handle = model.decoder.output_projection.register_forward_hook(
         lambda m, inputs, out: shapes.append(out.shape)
@@ -420,14 +420,19 @@ def test_each_step_computes_the_newest_position_only(model: OFAModel) -> None:
 
 
 def test_one_hypothesis_a_sentence_moves_no_keys_until_sentences_leave(
-    model: OFAModel, monkeypatch: pytest.MonkeyPatch
+    model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moves: list[int] = []
     original = LayerCache.reorder
+
+    def counting(self: LayerCache, new_order: Tensor) -> None:
+        moves.append(len(new_order))
+        original(self, new_order)
+
     monkeypatch.setattr(
         LayerCache,
         "reorder",
-        lambda self, order: (moves.append(len(order)), original(self, order))[1],
+        counting,
     )
     generate(model, batch(), beam_size=1, max_len_b=12, min_len=12)
     assert moves == []
@@ -438,7 +443,7 @@ def test_one_hypothesis_a_sentence_moves_no_keys_until_sentences_leave(
     assert len(moves) == departures * len(model.decoder.layers)
 
 
-def test_beams_are_no_more_than_tokens(model: OFAModel) -> None:
+def test_beams_are_no_more_than_tokens(model: Any) -> None:
     small = small_model(12)
     (row,) = generate(
         small, {"net_input": {"src_tokens": torch.tensor([[0, 5, 6, 2]])}}, beam_size=50, max_len_b=3

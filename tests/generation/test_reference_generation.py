@@ -24,13 +24,13 @@ SOURCE, PROMPTS = torch.tensor(REFERENCE["src_tokens"]), torch.tensor(REFERENCE[
 
 
 @pytest.fixture(scope="module")
-def second() -> OFAModel:
+def second() -> Any:
     """Another model for the ensemble."""
     return fill(tiny_model(), "second.")
 
 
 @contextmanager
-def end_like(model: OFAModel, like: tuple[int, float] | None) -> Iterator[None]:
+def end_like(model: Any, like: tuple[int, float] | None) -> Iterator[None]:
     """While this lasts, the end's row of the token matrix is a multiple of another token's."""
     matrix = model.encoder.embed_tokens.weight.data
     own = matrix[EOS].clone()
@@ -69,7 +69,7 @@ def build_generator(models: list[OFAModel], case: dict[str, Any]) -> OFASequence
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_hypotheses_agree_with_the_original(name: str, tiny: OFAModel, request: Any) -> None:
+def test_hypotheses_agree_with_the_original(name: str, tiny: Any, request: Any) -> None:
     case = CASES[name]
     models = [tiny, request.getfixturevalue("second")] if case["two_models"] else [tiny]
     with end_like(tiny, case["eos_like"]):
@@ -86,7 +86,7 @@ def test_hypotheses_agree_with_the_original(name: str, tiny: OFAModel, request: 
             assert hypothesis["positional_scores"].tolist() == pytest.approx(positional, abs=TOLERANCE)
 
 
-def test_scores_of_all_candidates(tiny: OFAModel) -> None:
+def test_scores_of_all_candidates(tiny: Any) -> None:
     """Each answer after its row's prompt, teacher-forced, among the tokens that the answer set allows."""
     trie = AnswerTrie(REFERENCE["answers"], EOS, RELEASED_VOCABULARY)
     with torch.no_grad():

@@ -40,6 +40,7 @@ def by_hand(
 def attention() -> MultiheadAttention:
     torch.manual_seed(0)
     module = MultiheadAttention(DIM, HEADS, scale_heads=True)
+    assert module.c_attn is not None
     torch.nn.init.normal_(module.c_attn)
     return module
 

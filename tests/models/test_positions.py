@@ -26,7 +26,7 @@ def token_bucket(distance: int, size: int, positions: int = 1024) -> int:
     if far > middle:
         share = math.log(far / middle) / math.log((positions - 1) / middle)
         far = math.ceil(share * (middle - 1)) + middle
-    return math.copysign(far, distance) + size - 1
+    return int(math.copysign(far, distance)) + size - 1
 
 
 def test_token_buckets_of_the_released_size() -> None:
