@@ -1,4 +1,4 @@
-"""The real command lines, on 60 scenes and a model of one layer a side."""
+"""More of the real command lines: what they score, several processes, damaged data, other places of the plugin."""
 
 import math
 import os
@@ -6,13 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from task_builders import TINY_FLAGS, TINY_TASK
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ofa_fairseq
 
@@ -25,12 +26,12 @@ def command(name: str) -> list[str]:
     return [str(Path(sys.executable).with_name(name))]
 
 
-def run(args: Sequence[Any], cwd: Path | None = None, fails: bool = False, **environment: str) -> str:
+def run(args: Sequence[Any], cwd: Path | None = None, fails: bool = False, python_path: str = "") -> str:
     """What the command prints; it must succeed, unless it is to fail."""
     result = subprocess.run(
         list(map(str, args)),
         cwd=cwd,
-        env={**ENVIRONMENT, **environment},
+        env={**ENVIRONMENT, "PYTHONPATH": python_path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -46,6 +47,7 @@ def train_args(digits: Path, save_dir: Path, *flags: Any, data: str = "train.tsv
     return [
         *(files, "--task", "caption", "--bpe-dir", digits, "--selected-cols", "0,4,2"),
         *(*TINY_TASK, *TINY_FLAGS, "--user-dir", PLUGIN, "--save-dir", save_dir),
+        *("--encoder-embed-dim", "64", "--decoder-embed-dim", "64"),
         *("--criterion", "adjust_label_smoothed_cross_entropy", "--label-smoothing", "0.1"),
         *("--optimizer", "adam", "--lr", "1e-2", "--clip-norm", "1.0", "--batch-size", "8"),
         *("--lr-scheduler", "polynomial_decay", "--warmup-ratio", "0.1", "--max-epoch", "1"),
@@ -81,9 +83,7 @@ def assert_same_weights(a: Path, b: Path, tolerance: float) -> None:
     left, right = weights(a), weights(b)
     assert left.keys() == right.keys()
     for name, value in left.items():
-        torch.testing.assert_close(
-            value, right[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(value, right[name], rtol=0, atol=tolerance, msg=name)
 
 
 class Trained:
@@ -93,6 +93,12 @@ class Trained:
         self.folder = folder
         self.log = train(digits, folder, "--max-epoch", "3", *CIDER, "--tensorboard-logdir", folder / "tb")
         self.last, self.best = folder / "checkpoint_last.pt", folder / "checkpoint_best.pt"
+
+    def events(self, name: str) -> EventAccumulator:
+        """What TensorBoard would show of one of its folders."""
+        accumulator = EventAccumulator(str(self.folder / "tb" / name))
+        accumulator.Reload()
+        return accumulator
 
 
 @pytest.fixture(scope="module")
@@ -163,59 +169,24 @@ def test_an_ensemble_in_half_precision(trained: Trained, digits_dir: Path) -> No
     assert cider_of(output) == pytest.approx(logged(trained.log, "valid", "cider")[-1], abs=0.1)
 
 
-def test_the_best_checkpoint_is_the_one_with_the_highest_cider(trained: Trained) -> None:
-    ciders = logged(trained.log, "valid", "cider")
-    assert len(ciders) == 3
-    state = torch.load(trained.best, weights_only=False)
-    assert round(float(state["extra_state"]["best"]), 3) == max(ciders)
-    assert state["extra_state"]["train_iterator"]["epoch"] - 1 == ciders.index(max(ciders)) + 1
-
-
 def test_tensorboard_shows_scores_and_pictures(trained: Trained) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    def events(name: str) -> Any:
-        accumulator = EventAccumulator(str(trained.folder / "tb" / name))
-        accumulator.Reload()
-        return accumulator
-
-    ciders = [event.value for event in events("valid").Scalars("cider")]
+    ciders = [event.value for event in trained.events("valid").Scalars("cider")]
     assert ciders == pytest.approx(logged(trained.log, "valid", "cider"), abs=1e-6)
-    assert {"loss", "lr", "wps"} <= set(events("train_inner").Tags()["scalars"])
-    assert [event.step for event in events("train_inner").Scalars("loss")] == list(range(1, 25))
-    pictures = events("valid_pictures").Images("pictures")
-    assert [picture.step for picture in pictures] == [8, 16, 24]
+    assert {"loss", "lr", "wps"} <= set(trained.events("train_inner").Tags()["scalars"])
+    assert [event.step for event in trained.events("train_inner").Scalars("loss")] == list(range(1, 25))
+    pictures = trained.events("valid_pictures").Images("pictures")
+    assert len(pictures) == len(ciders) == 3
     assert pictures[0].width > 4 * 32
     assert pictures[0].encoded_image_string.startswith(b"\x89PNG")
 
 
-# Stopping and going on; several processes
-
-# Statistics of a batch differ where batches are split, so BatchNorm's are fixed. Nine batches: the last update has one.
-COMPARED = ("--batch-size", "7", "--freeze-resnet", "--max-epoch", "2", "--disable-validation")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    return train(digits_dir, folder, *COMPARED, "--update-freq", "2"), folder / "checkpoint_last.pt"
+@pytest.mark.xfail(strict=True, reason="pictures are logged one update too early")
+def test_pictures_stand_at_the_update_of_their_score(trained: Trained) -> None:
+    steps = [event.step for event in trained.events("valid").Scalars("cider")]
+    assert [picture.step for picture in trained.events("valid_pictures").Images("pictures")] == steps
 
 
-@pytest.mark.parametrize(
-    "stop", [pytest.param(3, id="mid-epoch"), pytest.param(5, id="epoch-end", marks=pytest.mark.slow)]
-)
-def test_stop_and_resume_equals_an_uninterrupted_run(
-    stop: int, uninterrupted: tuple[str, Path], digits_dir: Path, tmp_path: Path
-) -> None:
-    whole, checkpoint = uninterrupted
-    flags = (*COMPARED, "--update-freq", "2")
-    first = train(digits_dir, tmp_path, *flags, "--max-update", stop)
-    second = train(digits_dir, tmp_path, *flags)
-    for key in ("loss", "lr", "gnorm", "num_updates"):
-        parts = logged(first, "train_inner", key) + logged(second, "train_inner", key)
-        assert parts == logged(whole, "train_inner", key)
-        assert len(parts) == 10
-    assert_same_weights(tmp_path / "checkpoint_last.pt", checkpoint, 0.0)
+# Several processes
 
 
 def train_in_two_processes(digits: Path, folder: Path, *flags: Any) -> list[str]:
@@ -237,34 +208,43 @@ def train_in_two_processes(digits: Path, folder: Path, *flags: Any) -> list[str]
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_doubled_update_freq(
-    uninterrupted: tuple[str, Path], digits_dir: Path, tmp_path: Path
-) -> None:
-    whole, checkpoint = uninterrupted
-    logs = train_in_two_processes(digits_dir, tmp_path, *COMPARED)
+def test_two_processes_equal_one_also_where_one_has_nothing_left(digits_dir: Path, tmp_path: Path) -> None:
+    """Nine batches an epoch: in its last update the second process has none."""
+    # Each process has its own batch statistics, unless BatchNorm is frozen.
+    flags = ("--batch-size", "7", "--freeze-resnet", "--max-epoch", "2", "--disable-validation")
+    alone = train(digits_dir, tmp_path / "alone", *flags, "--update-freq", "2")
+    together, _ = train_in_two_processes(digits_dir, tmp_path, *flags)
+    assert len(logged(alone, "train_inner", "loss")) == 10
     for key in ("loss", "gnorm", "lr", "bsz"):
-        expected = logged(whole, "train_inner", key)
-        assert logged(logs[0], "train_inner", key) == pytest.approx(expected, abs=2e-3)
-    assert_same_weights(tmp_path / "run" / "checkpoint_last.pt", checkpoint, 1e-5)
+        expected = logged(alone, "train_inner", key)
+        assert logged(together, "train_inner", key) == pytest.approx(expected, abs=2e-3)
+    assert_same_weights(
+        tmp_path / "run" / "checkpoint_last.pt", tmp_path / "alone" / "checkpoint_last.pt", 1e-5
+    )
 
 
 @pytest.mark.slow
 def test_two_processes_validate_all_rows_once(trained: Trained, digits_dir: Path, tmp_path: Path) -> None:
     """Two ranks score what one scores, with three batches (so that one rank has none at the end)."""
     flags = (
-        "--restore-file",
-        trained.last,
-        "--reset-dataloader",
-        "--reset-optimizer",
-        "--reset-meters",
-        "--reset-lr-scheduler",
+        *("--restore-file", trained.last, "--reset-optimizer", "--reset-lr-scheduler", "--reset-meters"),
+        *(
+            "--reset-dataloader",
+            "--freeze-resnet",
+            "--lr",
+            "0",
+            "--max-update",
+            "1",
+            "--batch-size-valid",
+            "5",
+        ),
+        *("--tensorboard-logdir", tmp_path / "tb", *CIDER),
     )
-    flags = (*flags, "--lr", "0", "--batch-size-valid", "5", "--tensorboard-logdir", tmp_path / "tb", *CIDER)
-    train_logs = train_in_two_processes(digits_dir, tmp_path, *flags, "--freeze-resnet", "--max-update", "1")
-    alone = train(digits_dir, tmp_path / "alone", *flags, "--freeze-resnet", "--max-update", "1")
+    together, _ = train_in_two_processes(digits_dir, tmp_path, *flags)
+    alone = train(digits_dir, tmp_path / "alone", *flags)
     for key in ("cider", "loss"):
         [value] = logged(alone, "valid", key)
-        assert logged(train_logs[0], "valid", key) == [pytest.approx(value, abs=1.1e-3)]
+        assert logged(together, "valid", key) == [pytest.approx(value, abs=1.1e-3)]
     assert logged(alone, "valid", "cider")[0] > 0.05
 
 
@@ -340,24 +320,14 @@ def test_generation_does_not_need_the_document_frequencies_of_training(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flag", ["--bf16", "--memory-efficient-bf16", "--memory-efficient-fp16", "--amp"])
-def test_lower_precision_follows_full_precision(
+@pytest.mark.parametrize("flag", ["--bf16", "--memory-efficient-fp16"])
+def test_lower_precision_follows_full_precision_and_validates(
     flag: str, trained: Trained, digits_dir: Path, tmp_path: Path
 ) -> None:
     log = train(digits_dir, tmp_path, "--max-epoch", "3", "--max-update", "8", flag, *CIDER)
     expected = logged(trained.log, "train_inner", "loss")[:8]
     assert logged(log, "train_inner", "loss") == pytest.approx(expected, rel=0.05)
     assert len(logged(log, "valid", "cider")) == 1
-
-
-@pytest.mark.xfail(strict=True, reason="fairseq looks for a TPU before the task is set up")
-@pytest.mark.slow
-def test_bf16_in_two_processes(digits_dir: Path, tmp_path: Path) -> None:
-    arguments = train_args(
-        digits_dir, tmp_path / "run", "--bf16", "--distributed-world-size", 2, "--distributed-no-spawn"
-    )
-    # Without a GPU fairseq fails later; what matters is that it does not ask for torch_xla.
-    assert "torch_xla" not in run([*command("fairseq-train"), *arguments], fails=True)
 
 
 # The plugin
@@ -372,10 +342,12 @@ for arguments in {lines}:
 """
 
 
-def run_in_one_process(lines: Sequence[Sequence[Any]], first: str = "", **environment: str) -> str:
+def run_in_one_process(lines: Sequence[Sequence[Any]], first: str = "", python_path: str = "") -> str:
     """Command lines one after the other, after the statement `first`."""
     texts = [["fairseq", *map(str, line)] for line in lines]
-    return run([sys.executable, "-c", IN_ONE_PROCESS.format(first=first, lines=texts)], **environment)
+    return run(
+        [sys.executable, "-c", IN_ONE_PROCESS.format(first=first, lines=texts)], python_path=python_path
+    )
 
 
 def generate_args(digits: Path, checkpoint: Path, *user_dir: Any) -> list[Any]:
@@ -403,7 +375,7 @@ def test_the_plugin_serves_several_runs_of_one_process(
         lines[1] = without_user_dir(lines[1])
         lines[2] = generate_args(digits_dir, tmp_path / "a" / "checkpoint_last.pt")
     first = "import ofa_fairseq" if installed else ""
-    output = run_in_one_process(lines, first, PYTHONPATH=str(PLUGIN.parent))
+    output = run_in_one_process(lines, first, str(PLUGIN.parent))
     cider_of(output)
     assert (tmp_path / "b" / "checkpoint_last.pt").is_file()
 
@@ -422,20 +394,10 @@ def test_the_plugin_works_from_another_folder_under_another_name(digits_dir: Pat
 # Mistakes
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: ["--selected-cols", "0,4"], r"task caption needs 3 columns \(id, picture, caption\)"),
-        (lambda data: [f"{data / 'train.tsv'}"], r"last one for validation"),
-    ],
-    ids=["columns", "one file"],
-)
-def test_mistakes_stop_before_training(
-    change: Callable[[Path], list[str]], message: str, digits_dir: Path, tmp_path: Path
-) -> None:
-    args = train_args(digits_dir, tmp_path)
-    changes = change(digits_dir)
-    args = [*args, *changes] if changes[0].startswith("--") else [*changes, *args[1:]]
+def test_mistakes_stop_before_training(digits_dir: Path, tmp_path: Path) -> None:
+    args = train_args(digits_dir, tmp_path, "--selected-cols", "0,4")
     log = run([*command("fairseq-train"), *args], fails=True)
-    assert re.search(rf"ValueError: .*{message}", log)
+    assert re.search(
+        r"ValueError: .*task caption needs 3 columns \(id, picture, caption\), got 2 of the 5", log
+    )
     assert not logged(log, "train_inner", "loss")

@@ -354,7 +354,6 @@ def test_bf16_is_no_tpu(digits_dir: Path) -> None:
     assert not cfg.common.tpu
 
 
-@pytest.mark.xfail(strict=True, reason="fairseq reads the flag before it sets up the task")
 def test_bf16_is_no_tpu_when_processes_are_launched() -> None:
     from task_builders import training_config
 
