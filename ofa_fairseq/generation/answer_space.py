@@ -16,6 +16,8 @@ from torch import Tensor
 
 # <s>, <pad>, </s>, <unk>: always allowed beside a range.
 NUM_SPECIALS = 4
+# The trie's node after a complete answer, and after a prefix that begins none; node 0 is its root.
+ENDED = 1
 
 
 class AnswerSpace(Protocol):
@@ -67,7 +69,8 @@ class TokenRange:
 class AnswerTrie:
     """A set of answers, each `answer tokens + </s>` after `<s>`.
 
-    A prefix that is not the beginning of an answer may only end; after a complete answer nothing is allowed.
+    A prefix that is not the beginning of an answer may only end, and so may one that has ended already: searches that
+    go on with ended hypotheses, to ignore what comes, need something to choose.
 
     Args:
         answers: token ids of each answer, without `<s>` and `</s>`.
@@ -82,19 +85,17 @@ class AnswerTrie:
         if not answers:
             raise ValueError("an answer set needs at least one answer")
         self.vocabulary_size = vocabulary_size
-        children: list[dict[int, int]] = [{}]
+        children: list[dict[int, int]] = [{}, {eos: ENDED}]
         for i, answer in enumerate(answers):
             if not answer:
                 raise ValueError(f"answer {i} of the answer set has no tokens")
             node = 0
-            for token in [*answer, eos]:
+            for token in answer:
                 if token not in children[node]:
                     children[node][token] = len(children)
                     children.append({})
                 node = children[node][token]
-        self.unknown = len(children)  # where a prefix that begins no answer leads; only the end comes next
-        children.append({eos: self.unknown + 1})
-        children.append({})
+            children[node][eos] = ENDED
         edges = [
             (node, token, child) for node, row in enumerate(children) for token, child in sorted(row.items())
         ]
@@ -118,7 +119,7 @@ class AnswerTrie:
         keys, _, child, _, _ = self._on(node.device)
         wanted = node * self.vocabulary_size + token
         edge = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-        return torch.where(keys[edge] == wanted, child[edge], self.unknown)
+        return torch.where(keys[edge] == wanted, child[edge], ENDED)
 
     def _allowed(self, node: Tensor) -> Tensor:
         """The tokens on each node's edges, [N] -> bool [N, V]."""

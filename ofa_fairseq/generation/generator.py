@@ -64,6 +64,7 @@ class OFAEnsemble(EnsembleModel):
         self.beam_size = beam_size
         self.answer_space, self.zero_shot, self.gen_code = answer_space, zero_shot, gen_code
         self.max_len = 0
+        self.sentences = 0  # that are left in the batch
         self.prompt_lengths: Tensor | None = None  # [B], follows the sentences that are left
 
     def begin(self, prompt_lengths: Tensor | None, max_len: int) -> None:
@@ -72,8 +73,9 @@ class OFAEnsemble(EnsembleModel):
 
     def forward_encoder(self, net_input: dict[str, Any]) -> list[dict[str, list[Tensor]]]:
         """One row per sentence."""
+        rows = net_input["src_tokens"]
+        self.sentences = len(rows)
         if self.gen_code:
-            rows = net_input["src_tokens"]
             net_input = {
                 **net_input,
                 "code_masks": torch.ones(len(rows), dtype=torch.bool, device=rows.device),
@@ -117,9 +119,9 @@ class OFAEnsemble(EnsembleModel):
         self, encoder_outs: list[dict[str, list[Tensor]]], new_order: Tensor
     ) -> list[dict[str, list[Tensor]]]:
         """Rows are sentences here: something moves only when finished sentences leave the batch."""
-        sentences = encoder_outs[0]["encoder_padding_mask"][0].size(0)
-        if len(new_order) == sentences * self.beam_size:
+        if len(new_order) == self.sentences * self.beam_size:
             return encoder_outs
+        self.sentences = len(new_order) // self.beam_size
         order = new_order[:: self.beam_size] // self.beam_size
         if self.prompt_lengths is not None:
             self.prompt_lengths = self.prompt_lengths[order]
@@ -127,6 +129,8 @@ class OFAEnsemble(EnsembleModel):
 
     def reorder_incremental_state(self, incremental_states: list[dict[str, Any]], new_order: Tensor) -> None:
         """Hypotheses follow `new_order`; with one hypothesis per sentence only leaving sentences move rows."""
+        if self.beam_size == 1 and len(new_order) == self.sentences:
+            return
         for model, state in zip(self.models, incremental_states):
             model.decoder.reorder_incremental_state_scripting(state, new_order)
 
@@ -144,7 +148,7 @@ class OFASequenceGenerator(SequenceGenerator):
 
     def __init__(
         self,
-        models: Sequence[nn.Module],
+        models: Sequence[Any],
         tgt_dict: Any,
         *,
         beam_size: int = 1,
@@ -155,6 +159,8 @@ class OFASequenceGenerator(SequenceGenerator):
         **kwargs: Any,
     ) -> None:
         beam_size = min(beam_size, len(tgt_dict) - 1)
+        if not gen_code:  # the models' own limit is that of a picture's codes
+            kwargs.setdefault("max_len", min(m.decoder.max_positions() for m in models))
         super().__init__(
             OFAEnsemble(models, beam_size, answer_space, zero_shot, gen_code),
             tgt_dict,
@@ -180,6 +186,8 @@ class OFASequenceGenerator(SequenceGenerator):
             raise ValueError(f"--min-len {self.min_len} is longer than the longest output, {max_len} tokens")
         prompt_lengths = None if prefix_tokens is None else prefix_tokens.ne(self.pad).sum(dim=1)
         self.model.begin(prompt_lengths, max_len)
+        # A set of fewer answers than beams leaves beams that can never end: stock asserts that there are none.
+        self.search.stop_on_max_len = True
         return super()._generate(
             sample, prefix_tokens, constraints, bos_token=self.bos if bos_token is None else bos_token
         )

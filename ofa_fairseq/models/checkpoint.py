@@ -10,6 +10,7 @@ import logging
 from collections import OrderedDict, defaultdict
 from typing import Any
 
+import numpy as np
 import omegaconf
 import torch
 from fairseq.distributed import utils as distributed_utils
@@ -25,6 +26,7 @@ TOKEN_MATRICES = (
     "decoder.embed_tokens.weight",
     "decoder.output_projection.weight",
 )
+HEADS = "classification_heads"
 IMAGE_POSITIONS = ("encoder.embed_image_positions.weight", "decoder.embed_image_positions.weight")
 # Names of layer norms in fairseq's oldest files, by half of the model.
 OLD_LAYER_NORMS = {
@@ -38,6 +40,9 @@ def allow_plain_classes() -> None:
     nodes = omegaconf.nodes
     # How fairseq sends a checkpoint from the first process to the others; private, but there is no other way.
     placeholder = distributed_utils._TensorPlaceholder
+    # Scores may be numpy's numbers; their maker is named by numpy 1 or by numpy 2.
+    numpy_scalar: Any = np.float64(0).__reduce__()[0]
+    numpy_types = (np.float64, np.float32, np.int64, np.int32, np.bool_)
     torch.serialization.add_safe_globals(
         [
             argparse.Namespace,
@@ -58,6 +63,10 @@ def allow_plain_classes() -> None:
             nodes.IntegerNode,
             nodes.StringNode,
             nodes.EnumNode,
+            (numpy_scalar, "numpy.core.multiarray.scalar"),
+            (numpy_scalar, "numpy._core.multiarray.scalar"),
+            np.dtype,
+            *(type(np.dtype(kind)) for kind in numpy_types),
         ]
     )
 
@@ -85,13 +94,13 @@ def upgrade(state: State, model: Any) -> None:
     drop_misfit_heads(state, own)
     for key in [k for k in state if k.endswith("num_batches_tracked") and k not in own]:
         del state[key]  # frozen BatchNorm counts nothing
+    check_shapes(state, own)
     missing = [key for key in own if key not in state]
     if missing:
         logger.warning(
             "the checkpoint lacks %d entries; kept as initialised: %s", len(missing), ", ".join(missing)
         )
         state.update({key: own[key] for key in missing})
-    check_shapes(state, own)
 
 
 def rename_old_keys(state: State) -> None:
@@ -140,16 +149,24 @@ def fit_vocabulary(state: State, model: Any, rows: int) -> None:
 
 
 def drop_misfit_heads(state: State, own: State) -> None:
-    """Classification heads that the model does not have, or has in another size, are left out with a warning."""
-    keys = [k for k in state if k.startswith("classification_heads.")]
-    misfits = {k.split(".")[1] for k in keys if k not in own or state[k].shape != own[k].shape}
-    for key in keys:
-        if key.split(".")[1] in misfits:
-            del state[key]
+    """Classification heads that the model does not have, or has in another form, are left out with a warning."""
+    heads, own_heads = head_shapes(state), head_shapes(own)
+    misfits = sorted(name for name, shapes in heads.items() if shapes != own_heads.get(name))
+    for name in misfits:
+        for part in heads[name]:
+            del state[f"{HEADS}.{name}.{part}"]
     if misfits:
-        logger.warning(
-            "left out classification heads of other names or sizes: %s", ", ".join(sorted(misfits))
-        )
+        logger.warning("left out classification heads of other names or sizes: %s", ", ".join(misfits))
+
+
+def head_shapes(state: State) -> dict[str, dict[str, torch.Size]]:
+    """Shapes of each classification head, by name of the head and of its part."""
+    shapes: defaultdict[str, dict[str, torch.Size]] = defaultdict(dict)
+    for key, value in state.items():
+        if key.startswith(f"{HEADS}."):
+            _, name, part = key.split(".", 2)
+            shapes[name][part] = value.shape
+    return shapes
 
 
 def check_shapes(state: State, own: State) -> None:
@@ -158,7 +175,7 @@ def check_shapes(state: State, own: State) -> None:
     shapes = [
         f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model"
         for k in own
-        if state[k].shape != own[k].shape
+        if k in state and state[k].shape != own[k].shape
     ]
     problems = shapes + extra
     if problems:

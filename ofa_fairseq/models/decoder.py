@@ -22,7 +22,6 @@ from .config import Options
 from .encoder import EncoderOut, build_prompt, layer_config, shared_rows, wrap_layer
 from .layers import DecoderLayer, LayerCache, drop_path_rates
 from .positions import (
-    MAX_TEXT_POSITIONS,
     PositionTables,
     absolute_bias,
     code_position_ids,
@@ -191,7 +190,7 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
         """`forward` without the output projection."""
         if code_masks is None and encoder_out is not None and encoder_out.get("code_masks"):
             code_masks = encoder_out["code_masks"][0]
-        kinds = self._kinds(code_masks, incremental_state)
+        kinds = self._kinds(code_masks, incremental_state, prev_output_tokens.size(1))
         source = encoder_out["encoder_out"][0].transpose(0, 1) if encoder_out is not None else None
         state = None
         if incremental_state is not None:
@@ -239,14 +238,16 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
 
     # -- what a batch needs ------------------------------------------------------------------------
 
-    def _kinds(self, code_masks: Tensor | None, incremental_state: dict[str, Any] | None) -> list[bool]:
+    def _kinds(
+        self, code_masks: Tensor | None, incremental_state: dict[str, Any] | None, length: int
+    ) -> list[bool]:
         """The kinds of targets in the batch: [False], [True] or both. Looks at the data once per generation."""
         if incremental_state is not None and STATE_KEY in incremental_state:
             return list(incremental_state[STATE_KEY].chunks)
         if code_masks is None:
             return [False]
-        if torch.compiler.is_compiling():
-            return [False, True]
+        if torch.compiler.is_compiling():  # a graph for whatever the masks say; long targets must be codes
+            return [True] if length > self.max_text_length else [False, True]
         return [kind for kind in (False, True) if bool((code_masks == kind).any())]
 
     def _state(self, incremental_state: dict[str, Any], code_masks: Tensor | None) -> DecoderState:
@@ -274,9 +275,7 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
     # -- positions ---------------------------------------------------------------------------------
 
     def _length_limit(self, kind: bool) -> int:
-        if kind:
-            return len(self.image_position_idx)
-        return min(MAX_TEXT_POSITIONS, self.embed_positions.num_embeddings)
+        return len(self.image_position_idx) if kind else self.max_text_length
 
     def _positions(self, kind: bool, start: int, end: int) -> Tensor:
         """Raw position embeddings of target positions [start, end), [1, n, d]."""

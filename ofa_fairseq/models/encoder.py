@@ -7,15 +7,18 @@ padding. The sequence is second picture, first picture, text.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from fairseq.distributed import fsdp_wrap
 from fairseq.models import FairseqEncoder
-from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import Options
 from .layers import EncoderLayer, LayerConfig, drop_path_rates
@@ -68,8 +71,18 @@ def wrap_layer(layer: nn.Module, cfg: Options) -> nn.Module:
     """Activation checkpointing and FSDP, where asked for."""
     checkpointed = bool(cfg.checkpoint_activations or cfg.offload_activations)
     if checkpointed:
-        layer = checkpoint_wrapper(layer, offload_to_cpu=bool(cfg.offload_activations))
+        layer.forward = partial(_recomputed, layer.forward, cfg.offload_activations)
     return fsdp_wrap(layer, min_num_params=0 if checkpointed else cfg.min_params_to_wrap)
+
+
+def _recomputed(forward: Callable[..., Any], offload: bool, *inputs: Any) -> Any:
+    """`forward`, again in the backward pass; meanwhile its inputs wait, on the CPU if `offload`.
+
+    fairseq's wrapper finds no gradient for layers whose input needs none (frozen embeddings with `--bitfit`), and none
+    for inputs inside tuples (prompts); PyTorch's own does.
+    """
+    with torch.autograd.graph.save_on_cpu() if offload else nullcontext():
+        return checkpoint(forward, *inputs, use_reentrant=False)
 
 
 def build_prompt(cfg: Options, half: str) -> PromptEncoder | None:
@@ -165,7 +178,14 @@ class OFAEncoder(PositionTables, FairseqEncoder):
             `encoder_padding_mask` [B, S], `position_embeddings` [B, S, d] (normalised; rows share memory where
             they are equal), `padding_bias` [B, 1, 1, S] (only if something is padded), `code_masks`,
             `encoder_states`.
+
+        Raises:
+            ValueError: if the text is longer than its position table.
         """
+        if src_tokens.size(1) > self.max_text_length:
+            raise ValueError(
+                f"a source of {src_tokens.size(1)} tokens, but at most {self.max_text_length} have embeddings"
+            )
         pictures = [
             self.embed_patches(images, patch_masks, sample_patch_num)
             for images in (patch_images_2, patch_images)

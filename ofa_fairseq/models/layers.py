@@ -27,7 +27,7 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Rates that grow linearly from 0 in the first layer to `rate` in the last."""
-    return torch.linspace(0, rate, depth).tolist()
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
 class DropPath(nn.Module):

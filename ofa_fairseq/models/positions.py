@@ -123,6 +123,11 @@ class PositionTables(nn.Module):
         self.token_rel_pos_table_list = nn.ModuleList(nn.Embedding(token_rows, heads) for _ in range(layers))
         self.image_rel_pos_table_list = nn.ModuleList(nn.Embedding(image_rows, heads) for _ in range(layers))
 
+    @property
+    def max_text_length(self) -> int:
+        """Longest text that has embeddings and buckets."""
+        return min(len(self.token_rp_bucket), self.embed_positions.num_embeddings)
+
     def image_buckets_of(self, query_ids: Tensor, key_ids: Tensor) -> Tensor:
         """Buckets of image position ids [..., t] and [..., s] -> [..., t, s]."""
         return self.image_rp_bucket[query_ids[..., :, None], key_ids[..., None, :]]
