@@ -27,7 +27,8 @@ class RecomputingEnsemble(OFAEnsemble):
     def forward_decoder(
         self, tokens: Tensor, encoder_outs: list[Any], incremental_states: list[Any], temperature: float = 1.0
     ) -> tuple[Tensor, Tensor | None]:
-        return super().forward_decoder(tokens, encoder_outs, [None] * len(incremental_states), temperature)
+        nothing: list[Any] = [None] * len(incremental_states)
+        return super().forward_decoder(tokens, encoder_outs, nothing, temperature)
 
     def reorder_incremental_state(self, incremental_states: list[Any], new_order: Tensor) -> None:
         pass
