@@ -1,6 +1,7 @@
 """Image captioning: `[image:picture] what does the image describe? -> [text:caption]`."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -11,7 +12,7 @@ from torch import nn
 
 from ..data.example import Batch, Example
 from ..data.text_normalize import split_references, strip_punctuation
-from ..data.tsv import TsvFile
+from ..data.tsv import RowError, TsvFile
 from ..metrics.cider import CiderD, DocumentFrequencies
 from .ofa_task import OFATask, OFATaskConfig
 from .picture_log import PictureLog
@@ -82,11 +83,18 @@ class CaptionTask(OFATask):
         if self.cfg.eval_cider_cached_tokens:
             frequencies = DocumentFrequencies.load(self.cfg.eval_cider_cached_tokens)
         else:
-            column = self.columns.index("caption")
-            frequencies = DocumentFrequencies.from_references(
-                [[self.normalise(c) for c in split_references(rows[i][column])] for i in range(len(rows))]
-            )
+            frequencies = DocumentFrequencies.from_references(list(self._references(rows)))
         self._cider = CiderD(frequencies)
+
+    def _references(self, rows: TsvFile) -> Iterator[list[str]]:
+        """The references of each row that can be read; the dataset lists the others."""
+        column = self.columns.index("caption")
+        for i in range(len(rows)):
+            try:
+                captions = rows[i][column]
+            except RowError:
+                continue
+            yield [self.normalise(caption) for caption in split_references(captions)]
 
     def begin_valid_epoch(self, epoch: int, model: nn.Module) -> None:
         """Start a new grid of pictures."""

@@ -8,6 +8,7 @@ metric.
 import json
 import logging
 import math
+import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from ..data.bad_rows import BadRows
-from ..data.example import Batch, Example, ExampleDataset
+from ..data.example import DEFAULT_BATCH_SIZE, Batch, Example, ExampleDataset
 from ..data.image_transforms import SquareResize
 from ..data.images import decode_image
 from ..data.tsv import TsvFile, parse_columns
@@ -102,8 +103,11 @@ class OFATaskConfig(FairseqDataclass):
     )
 
 
-# Where a run's files are, and what was meant for one run only: never taken over from a checkpoint.
-NEVER_ADOPTED = {"_name", "data", "strict_data", "bad_rows", "ema_eval", "zero_shot", "eval_print_samples"}
+# Where a run's files are, and what was meant for one run only, as is every `eval_` option: never taken over from a
+# checkpoint.
+NEVER_ADOPTED = {"_name", "data", "strict_data", "bad_rows", "ema_eval", "zero_shot"}
+# Files that a checkpoint names: it may be used from another folder than the one it was trained in.
+PATH_OPTIONS = ("bpe_dir", "sentencepiece_model")
 
 
 class OFATask(FairseqTask):
@@ -128,12 +132,27 @@ class OFATask(FairseqTask):
         self.instruction = self.build_instruction()
         self.instruction.check(self.columns)
         self.bad_rows = BadRows(self._bad_rows_path(), cfg.strict_data)
+        self._eval_options()  # a mistake in them should not wait for the first validation
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "OFATask":
         """Called by fairseq. The vocabulary is read later, since a checkpoint may say where it is."""
         adjust_run(_root_of(cfg))
-        return cls(cfg, **kwargs)
+        for name in PATH_OPTIONS:
+            if getattr(cfg, name, None):
+                setattr(cfg, name, os.path.abspath(getattr(cfg, name)))
+        return cls(cfg)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For spawned data workers: without what only the main process has."""
+        own: dict[str, Any] = {
+            "state": None,
+            "datasets": {},
+            "dataset_to_epoch_iter": {},
+            "_generators": {},
+            "root": None,
+        }
+        return vars(self) | own
 
     # -- what a task defines --------------------------------------------------------------------------
 
@@ -212,7 +231,8 @@ class OFATask(FairseqTask):
         for f in fields(defaults):
             value = getattr(saved, f.name, None)
             own = getattr(self.cfg, f.name)
-            if f.name in NEVER_ADOPTED or value is None or own != getattr(defaults, f.name) or own == value:
+            never = f.name in NEVER_ADOPTED or f.name.startswith("eval_")
+            if never or value is None or own != getattr(defaults, f.name) or own == value:
                 continue
             changed[f.name] = value
             setattr(self.cfg, f.name, value)
@@ -281,10 +301,12 @@ class OFATask(FairseqTask):
         """fairseq's iterator; for training, also tells the schedule how long an epoch is."""
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         if dataset.shuffle:
-            size = kwargs.get("max_sentences") or len(dataset)
+            size = kwargs.get("max_sentences") or DEFAULT_BATCH_SIZE
             shards = kwargs.get("num_shards", 1)
+            # fairseq leaves out the last batch of each process then, full or not.
+            left_out = int(kwargs.get("skip_remainder_batch", False))
             rows = [len(self._open(file)) for file in self._files("train")]
-            training_length.announce([math.ceil(math.ceil(n / size) / shards) for n in rows])
+            training_length.announce([math.ceil(math.ceil(n / size) / shards) - left_out for n in rows])
         return iterator
 
     def make_example(
@@ -347,7 +369,7 @@ class OFATask(FairseqTask):
         **extra: Any,
     ) -> tuple[Tensor, Any, dict[str, Any]]:
         """As stock's, but criterions see the number of updates (drop-worst starts late)."""
-        self.num_updates = update_num
+        self.num_updates = update_num + 1
         model.train()
         model.set_num_updates(update_num)
         device = sample["target"].device.type
@@ -439,6 +461,8 @@ class OFATask(FairseqTask):
             options = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"--eval-args {text}: not JSON ({error})") from error
+        if not isinstance(options, dict):
+            raise ValueError(f"--eval-args {text}: expected a JSON object of generation options")
         return Namespace(**options)
 
     def decode(self, tokens: Tensor) -> str:
@@ -478,7 +502,7 @@ def _root_of(cfg: Any) -> Any:
 
 
 def adjust_run(root: Any) -> None:
-    """Two settings that stock fairseq gets wrong for us, put right in the run's configuration.
+    """Two settings that stock fairseq gets wrong for us, put right in the run's configuration, and absolute paths.
 
     Our data are files in a list, and fairseq would look for further validation sets in them as in a folder; and its
     option parser takes every `--bf16` for a TPU.
@@ -486,6 +510,9 @@ def adjust_run(root: Any) -> None:
     if root is None:
         return
     with open_dict(root):
+        for name in PATH_OPTIONS:
+            if root.task.get(name):
+                root.task[name] = os.path.abspath(root.task[name])
         root.dataset.ignore_unused_valid_subsets = True
         if root.common.bf16:
             root.common.tpu = False

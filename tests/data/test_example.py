@@ -290,12 +290,10 @@ def test_the_task_works_in_forked_workers(captions: ExampleDataset) -> None:
     assert same_batches(loader(captions, 0), loader(captions, 2, "fork"))
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="fairseq's task state can't be unpickled")
 def test_the_task_works_in_spawned_workers(captions: ExampleDataset) -> None:
     assert same_batches(loader(captions, 0), loader(captions, 1, "spawn"))
 
 
-@pytest.mark.xfail(strict=True, raises=NotImplementedError, reason="the task takes its iterators along")
 def test_a_run_that_is_under_way_can_spawn_workers(captions: ExampleDataset) -> None:
     task = captions.build.task  # type: ignore[attr-defined]
     batches = task.get_batch_iterator(captions, max_sentences=2, num_workers=1)

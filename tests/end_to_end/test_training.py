@@ -180,7 +180,6 @@ def test_tensorboard_shows_scores_and_pictures(trained: Trained) -> None:
     assert pictures[0].encoded_image_string.startswith(b"\x89PNG")
 
 
-@pytest.mark.xfail(strict=True, reason="pictures are logged one update too early")
 def test_pictures_stand_at_the_update_of_their_score(trained: Trained) -> None:
     steps = [event.step for event in trained.events("valid").Scalars("cider")]
     assert [picture.step for picture in trained.events("valid_pictures").Images("pictures")] == steps
@@ -283,7 +282,6 @@ def test_files_rotate_and_bad_rows_are_counted(digits_dir: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="paths in the checkpoint are as they were typed")
 def test_a_checkpoint_trained_with_relative_paths_is_used_elsewhere(digits_dir: Path, tmp_path: Path) -> None:
     arguments = [
         str(part).replace(f"{digits_dir}/", "")
@@ -303,7 +301,6 @@ def test_a_checkpoint_trained_with_relative_paths_is_used_elsewhere(digits_dir: 
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="generation reads the file that training scored with")
 def test_generation_does_not_need_the_document_frequencies_of_training(
     digits_dir: Path, tmp_path: Path
 ) -> None:

@@ -258,7 +258,6 @@ def test_validation_without_eval_cider_generates_nothing(
     assert task.validate({}, torch.nn.Identity()) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="prepare_split reads rows without skipping bad ones")
 def test_bad_rows_of_the_validation_file_do_not_stop_its_preparation(
     tmp_path: Path, sentencepiece_dir: Path
 ) -> None:

@@ -111,9 +111,6 @@ def test_model_overrides_act_on_what_is_adopted(
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="setup_task passes fairseq's from_checkpoint on to the constructor"
-)
 def test_fairseq_makes_the_task_from_the_checkpoint_alone(checkpoint: Path) -> None:
     _, _, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], {"data": "mine.tsv"})
     assert (task.cfg.data, task.cfg.max_tgt_length) == ("mine.tsv", 7)
@@ -196,18 +193,8 @@ def test_a_missing_file_is_named(tmp_path: Path, digits_dir: Path) -> None:
     [
         ({"max_sentences": 4}, (3, 2)),
         ({"max_sentences": 4, "num_shards": 2}, (2, 1)),
-        pytest.param(
-            {"max_tokens": 100},
-            (2, 1),
-            marks=pytest.mark.xfail(
-                strict=True, reason="announces one batch a file, the iterator makes more"
-            ),
-        ),
-        pytest.param(
-            {"max_sentences": 4, "skip_remainder_batch": True},
-            (2, 1),
-            marks=pytest.mark.xfail(strict=True, reason="the skipped batch is announced"),
-        ),
+        ({"max_tokens": 100}, (2, 1)),
+        ({"max_sentences": 4, "skip_remainder_batch": True}, (2, 1)),
     ],
 )
 def test_the_length_of_training_is_announced(
@@ -326,14 +313,6 @@ def test_validation_uses_the_options_of_eval_args(generation: Any) -> None:
     assert texts == expected
 
 
-@pytest.mark.parametrize("text", ["{'beam': 5}", '{"beam": 5'])
-def test_eval_args_that_are_no_json_are_explained(text: str, digits_dir: Path) -> None:
-    run = caption_run("a.tsv,b.tsv", digits_dir, "--eval-args", text)
-    with pytest.raises(ValueError, match=r"--eval-args .*: not JSON"):
-        run.task.generate_texts({}, run.model())
-
-
-@pytest.mark.xfail(strict=True, reason="--eval-args is read after the first epoch only")
 @pytest.mark.parametrize("text", ["{'beam': 5}", "[5]", "5"])
 def test_bad_eval_args_are_refused_before_training(text: str, digits_dir: Path) -> None:
     with pytest.raises(ValueError, match=r"--eval-args"):
