@@ -128,11 +128,18 @@ def test_published_numbers(files: dict[str, str], arch: str, epochs: int, drop_a
     assert cfg.checkpoint.finetune_from_model == files["--restore-file"]
 
 
+def embedded_files(checkout: Path) -> str:
+    """Two epochs of words, two of captions, and the validation file."""
+    names = ["train_words", "train_words", "train", "train", "valid"]
+    return ",".join(f"{checkout}/data/digits/{name}.tsv" for name in names)
+
+
 def test_the_run_without_arguments_parses() -> None:
     cfg = parse("training", flags_of("fairseq-train", dry_run("caption/train.sh")))
     assert cfg.model._name == "ofa_nano"
     assert cfg.checkpoint.finetune_from_model is None
-    assert cfg.task.data == f"{ROOT}/data/digits/train.tsv,{ROOT}/data/digits/valid.tsv"
+    assert cfg.task.data == embedded_files(ROOT)
+    assert cfg.optimization.max_epoch == cfg.task.data.count(",")
     assert not cfg.common.fp16
 
 
@@ -393,7 +400,7 @@ def test_from_nothing_interrupted_and_again(stub_checkout: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert calls(stub_checkout) == [
         "prepare digits",
-        "fairseq-train " + f"{stub_checkout}/data/digits/train.tsv,{stub_checkout}/data/digits/valid.tsv",
+        "fairseq-train " + embedded_files(stub_checkout),
         "fairseq-generate " + f"{stub_checkout}/data/digits/test.tsv",
         "prepare collect_predictions",
         "prepare read_captions",
