@@ -174,7 +174,7 @@ trap end_part EXIT # an interrupted part took its time, too
 # Run a command, unless the file STAMP says that it ended well with the same KEY before.
 part() {
     local name=$1 stamp=$2 key=$3
-    if [[ -f $stamp && $(<"$stamp") == "$key" ]]; then
+    if [[ -z $DRY_RUN && -f $stamp && $(<"$stamp") == "$key" ]]; then
         say "$name: done before ($stamp)"
         return
     fi
