@@ -59,8 +59,8 @@ class OFATaskConfig(FairseqDataclass):
     bpe_dir: Optional[str] = field(
         default=None, metadata={"help": "folder with dict.txt and the files of the subword model"}
     )
-    sentencepiece_model: Optional[str] = field(
-        default=None, metadata={"help": "sentencepiece model, if it is not in --bpe-dir"}
+    sentencepiece_model: str = field(  # fairseq's own option of this name takes no None
+        default="", metadata={"help": "sentencepiece model, if it is not in --bpe-dir"}
     )
     max_source_positions: int = field(default=1024, metadata={"help": "longest text source, in tokens"})
     max_target_positions: int = field(default=1024, metadata={"help": "longest target, in tokens"})
@@ -187,7 +187,7 @@ class OFATask(FairseqTask):
                 cfg.code_dict_size,
                 cfg.num_bins,
                 self.dictionary,
-                cfg.sentencepiece_model,
+                cfg.sentencepiece_model or None,
             )
             logger.info("vocabulary: %d entries", len(self._vocabulary))
         return self._vocabulary

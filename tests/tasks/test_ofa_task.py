@@ -396,7 +396,6 @@ def test_what_was_adopted_is_logged(
     assert "'max_tgt_length': 7" in caplog.text
 
 
-@pytest.mark.xfail(strict=True, reason="fairseq's own --sentencepiece-model takes no None")
 def test_sentencepiece_may_be_named_without_its_model(digits_dir: Path) -> None:
     task = caption_run("a.tsv,b.tsv", digits_dir, "--bpe", "sentencepiece").task
     assert task.decode(torch.tensor(task.vocabulary.encode("a red one"))).strip() == "a red one"
