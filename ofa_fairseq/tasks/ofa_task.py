@@ -138,9 +138,7 @@ class OFATask(FairseqTask):
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "OFATask":
         """Called by fairseq. The vocabulary is read later, since a checkpoint may say where it is."""
         adjust_run(_root_of(cfg))
-        for name in PATH_OPTIONS:
-            if getattr(cfg, name, None):
-                setattr(cfg, name, os.path.abspath(getattr(cfg, name)))
+        make_paths_absolute(cfg)
         return cls(cfg)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -490,15 +488,20 @@ def load_ema(models: Sequence[Any], paths: str) -> None:
         state = checkpoint_utils.load_checkpoint_to_cpu(path)
         if "ema" not in state["extra_state"]:
             raise ValueError(f"--ema-eval: {path} holds no averaged weights (extra_state.ema)")
-        weights = state["extra_state"]["ema"]
-        model.upgrade_state_dict(weights)
-        model.load_state_dict(weights, strict=True)
+        model.load_state_dict(state["extra_state"]["ema"], strict=True)
 
 
 def _root_of(cfg: Any) -> Any:
     """The whole run's configuration, or None where a task is made without one."""
     root = cfg._get_root() if isinstance(cfg, DictConfig) else None
     return root if root is not None and "common" in root else None
+
+
+def make_paths_absolute(cfg: Any) -> None:
+    """`PATH_OPTIONS` of a task's configuration, in place."""
+    for name in PATH_OPTIONS:
+        if getattr(cfg, name, None):
+            setattr(cfg, name, os.path.abspath(getattr(cfg, name)))
 
 
 def adjust_run(root: Any) -> None:
@@ -510,9 +513,7 @@ def adjust_run(root: Any) -> None:
     if root is None:
         return
     with open_dict(root):
-        for name in PATH_OPTIONS:
-            if root.task.get(name):
-                root.task[name] = os.path.abspath(root.task[name])
+        make_paths_absolute(root.task)
         root.dataset.ignore_unused_valid_subsets = True
         if root.common.bf16:
             root.common.tpu = False
