@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,20 @@ def tiny() -> Any:
     from model_builders import tiny_model
 
     return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """A very small filled model."""
+    from model_builders import small_model
+
+    return small_model()
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="session")

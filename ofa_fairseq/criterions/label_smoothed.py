@@ -249,7 +249,8 @@ class AdjustLabelSmoothedCrossEntropyCriterion(FairseqCriterion):
         losses = losses + self.extra_losses(tokens, doubled)
         if kept is not None:
             losses, nll = losses[kept], nll[kept]
-        sample_size = target.size(0) if self.sentence_avg else len(losses)
+        rows = sample["nsentences"] * (2 if doubled else 1)
+        sample_size = rows if self.sentence_avg else len(losses)
         logging_output = {
             "loss": losses.detach().sum(),
             "nll_loss": nll.detach().sum(),

@@ -24,7 +24,7 @@ class BadRows:
 
     def __init__(self, path: Path, strict: bool = False) -> None:
         self.path, self.strict = path, strict
-        self._listed: set[str] = set()
+        self._listed: dict[str, None] = {}  # in the order of the file
 
     def add(self, error: RowError) -> None:
         """List a row, or raise its error."""
@@ -37,9 +37,9 @@ class BadRows:
         with open(self.path, "a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # workers and ranks share the file
             file.seek(0)
-            self._listed = set(file.read().splitlines())
+            self._listed = dict.fromkeys(file.read().splitlines())
             if line not in self._listed:
-                self._listed.add(line)
+                self._listed[line] = None
                 file.write(line + "\n")
                 if len(self._listed) <= NAMED_IN_LOG:
                     logger.warning("skipped %s", error)
@@ -48,5 +48,5 @@ class BadRows:
 
     def summary(self) -> str:
         """Where the list is and how it begins."""
-        first = "; ".join(sorted(self._listed)[:2]).replace("\t", ", ")
+        first = "; ".join(list(self._listed)[:2]).replace("\t", ", ")
         return f"{len(self._listed)} are listed in {self.path}, the first: {first}" if self._listed else ""

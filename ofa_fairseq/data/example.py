@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # For `fairseq-generate` without --batch-size; fairseq's own fallback counts tokens, and pictures have none.
 DEFAULT_BATCH_SIZE = 16
+# A file that has begun with so many bad rows is not what the task expects.
+ROWS_TRIED = 1000
 
 
 @dataclass(kw_only=True)
@@ -105,7 +107,7 @@ class ExampleDataset(FairseqDataset):
         bad_rows: where unusable rows go; may raise to stop at the first.
 
     Raises:
-        ValueError: if no row can be used.
+        ValueError: if none of the first `ROWS_TRIED` rows can be used.
     """
 
     def __init__(
@@ -121,12 +123,14 @@ class ExampleDataset(FairseqDataset):
 
     def _first_usable(self) -> Example:
         """Also what an all-bad batch is made of, with nothing to learn: fairseq needs a batch of the right form."""
-        for i in range(len(self.rows)):
+        tried = min(len(self.rows), ROWS_TRIED)
+        for i in range(tried):
             example = self[i]
             if example is not None:
                 return example
         raise ValueError(
-            f"{self.rows.path}: none of its {len(self.rows)} rows can be used. {self.bad_rows.summary()}"
+            f"{self.rows.path}: of its {len(self.rows)} rows none of the first {tried} can be used (do"
+            f" --selected-cols name the right columns?). {self.bad_rows.summary()}"
         )
 
     def __len__(self) -> int:

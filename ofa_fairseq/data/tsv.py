@@ -25,6 +25,7 @@ _MAGIC = int.from_bytes(b"OFATSV01", "little")
 _HEADER = 3
 _BLOCK_BYTES = 1 << 20
 _PROGRESS_BAR_FROM_BYTES = 1 << 28
+_ROWS_TO_COUNT_COLUMNS = 5
 # One read returns at most 2 GiB on Linux, and a longer "row" means that the file is no TSV.
 _MAX_ROW_BYTES = 1 << 30
 
@@ -61,14 +62,13 @@ class TsvFile:
         self.path = Path(os.path.abspath(path))
         self._stamp = _check_file(self.path)
         self._num_rows = len(self._offsets) - 1
-        first_line = self._read(0)
-        self.num_columns = first_line.count(b"\t") + 1
+        self.num_columns = self._usual_columns()
         self._columns = list(range(self.num_columns) if selected_columns is None else selected_columns)
         missing = [column for column in self._columns if not 0 <= column < self.num_columns]
         if missing:
             raise ValueError(
                 f"{self.path}: selected column {missing[0]} does not exist (columns count from 0); "
-                f"the first line has {self.num_columns} columns: {_preview(first_line)}"
+                f"the first line has {self.num_columns} columns: {_preview(self._read(0))}"
             )
 
     def __len__(self) -> int:
@@ -79,14 +79,14 @@ class TsvFile:
 
         Raises:
             IndexError: no such row.
-            RowError: another number of columns than the first line, or a selected column that is not UTF-8.
+            RowError: another number of columns than other rows, or a selected column that is not UTF-8.
             RuntimeError: the file was changed after it was opened, or its index is damaged.
         """
         if not 0 <= row < self._num_rows:
             raise IndexError(f"{self.path} has rows 0 to {self._num_rows - 1}, not {row}")
         columns = self._read(row).split(b"\t")
         if len(columns) != self.num_columns:
-            raise self.row_error(row, f"has {len(columns)} columns, the first row has {self.num_columns}")
+            raise self.row_error(row, f"has {len(columns)} columns, other rows have {self.num_columns}")
         try:
             return [columns[column].decode() for column in self._columns]
         except UnicodeDecodeError as error:
@@ -95,6 +95,11 @@ class TsvFile:
     def row_error(self, row: int, reason: str) -> RowError:
         """The error for a row (from 0) that is unusable for any reason."""
         return RowError(self.path, int(row) + 1, reason)
+
+    def _usual_columns(self) -> int:
+        """What most of the first rows have: the very first may be the broken one."""
+        counts = [self._read(row).count(b"\t") + 1 for row in range(min(len(self), _ROWS_TO_COUNT_COLUMNS))]
+        return max(counts, key=counts.count)  # of equally frequent ones the first
 
     def _read(self, row: int) -> bytes:
         start, end = int(self._offsets[row]), int(self._offsets[row + 1])

@@ -4,7 +4,7 @@
 As in the released validation, ASCII punctuation is deleted from hypotheses and references.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Optional
@@ -12,7 +12,7 @@ from typing import Optional
 import numpy as np
 import sacrebleu
 from fairseq.dataclass import FairseqDataclass
-from fairseq.scoring import SCORER_REGISTRY, BaseScorer, register_scorer
+from fairseq.scoring import BaseScorer, register_scorer
 
 from ..data.text_normalize import split_references, strip_punctuation
 from .cider import CiderD, DocumentFrequencies, Floats, check_paired
@@ -63,26 +63,17 @@ class _WhiteSpaceTokenizer:
         return text.split()
 
 
-def _register(name: str, config: type[FairseqDataclass]) -> Callable[[type[BaseScorer]], type[BaseScorer]]:
-    """`register_scorer`, harmless when this file is imported again under another package name."""
-
-    def register(cls: type[BaseScorer]) -> type[BaseScorer]:
-        if getattr(SCORER_REGISTRY.get(name), "__name__", None) == cls.__name__:
-            return cls
-        return register_scorer(name, dataclass=config)(cls)
-
-    return register
-
-
 class CaptionScorer(BaseScorer):
-    """Collects hypotheses (`pred`) and their references (`ref`, a list for each hypothesis)."""
+    """Collects hypotheses (`pred`) and their references (`ref`, a list for each); leaves out those without any."""
 
     pred: list[str]
     ref: list[list[str]]
 
     def add_string(self, ref: str, pred: str) -> None:
-        self.ref.append([strip_punctuation(text) for text in split_references(ref)])
-        self.pred.append(strip_punctuation(pred))
+        references = [strip_punctuation(text) for text in split_references(ref)]
+        if any(references):
+            self.ref.append(references)
+            self.pred.append(strip_punctuation(pred))
 
 
 @dataclass
@@ -97,7 +88,7 @@ class CiderScorerConfig(FairseqDataclass):
     )
 
 
-@_register("cider", CiderScorerConfig)
+@register_scorer("cider", dataclass=CiderScorerConfig)
 class CiderScorer(CaptionScorer):
     """Mean CIDEr-D over the images (1.4 is what captioning papers print as 140)."""
 
@@ -114,7 +105,7 @@ class CiderScorer(CaptionScorer):
         return f"CIDEr = {self.score():.4f} (BLEU-4 = {bleu:.2f}, ROUGE-L = {rouge:.2f})"
 
 
-@_register("caption_bleu", FairseqDataclass)
+@register_scorer("caption_bleu", dataclass=FairseqDataclass)
 class CaptionBleuScorer(CaptionScorer):
     """Corpus BLEU-4 with several references, 0 to 100."""
 
@@ -125,7 +116,7 @@ class CaptionBleuScorer(CaptionScorer):
         return f"BLEU-4 = {self.score():.2f}"
 
 
-@_register("rouge_l", FairseqDataclass)
+@register_scorer("rouge_l", dataclass=FairseqDataclass)
 class RougeLScorer(CaptionScorer):
     """Mean ROUGE-L with the best reference of each image, 0 to 100."""
 

@@ -44,7 +44,8 @@ class CaptionTask(OFATask):
     """One sentence about a picture, scored against several references.
 
     Training learns one caption a row, of at most `--max-tgt-length` words. In other splits the target is all
-    references joined by `&&`, as released: their loss is not comparable with training's.
+    references joined by `&&`, as released: their loss is not comparable with training's. Pictures to be captioned
+    (split test) may have no reference: they are left out of scores.
     """
 
     instruction_name = "caption"
@@ -63,11 +64,13 @@ class CaptionTask(OFATask):
         references = [self.normalise(" ".join(c.split())) for c in split_references(row["caption"])]
         references = [reference for reference in references if reference]
         if split == "train":
+            if len(references) > 1:
+                raise ValueError("several captions joined by &&: training needs a row for each caption")
             words = self.normalise(row["caption"]).split()
             caption = " ".join(words[: self.cfg.max_tgt_length])
         else:
             caption = "&&".join(references)
-        if not caption:
+        if not caption and split.startswith(("train", "valid")):
             raise ValueError("the caption is empty")
         values = {"caption": caption}
         return self.make_example(row["id"], values, row["picture"], root, references=references)
@@ -100,6 +103,10 @@ class CaptionTask(OFATask):
         """Start a new grid of pictures."""
         self._pictures.begin()
 
+    def post_validate(self, model: nn.Module, stats: Any, agg: Any) -> None:
+        """Write the grid."""
+        self._pictures.write(self.num_updates)
+
     def validate(self, sample: Batch, model: nn.Module) -> dict[str, float]:
         """Caption the pictures; sums for `cider`."""
         if not self.cfg.eval_cider:
@@ -112,7 +119,7 @@ class CaptionTask(OFATask):
         )
         if self.cfg.eval_print_samples and scored:
             logger.info("caption: %s | references: %s", scored[0][0], " && ".join(scored[0][1]))
-        self._pictures.add(sample, captions, self.num_updates, self.transform)
+        self._pictures.add(sample, captions, self.transform)
         return {"_cider_score_sum": total, "_cider_cnt": len(scored)}
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:

@@ -20,6 +20,7 @@ import torch
 from fairseq import checkpoint_utils, metrics
 from fairseq.data import Dictionary
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, FairseqTask
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
@@ -81,7 +82,10 @@ class OFATaskConfig(FairseqDataclass):
     strict_data: bool = field(default=False, metadata={"help": "stop at the first row that can't be used"})
     bad_rows: Optional[str] = field(
         default=None,
-        metadata={"help": "list of skipped rows (default: bad_rows.tsv in --results-path or --save-dir)"},
+        metadata={
+            "help": "list of skipped rows (default: bad_rows.tsv in --save-dir, of fairseq-generate in --results-path"
+            " or the current folder)"
+        },
     )
     eval_args: Optional[str] = field(
         default="{}",
@@ -106,6 +110,8 @@ class OFATaskConfig(FairseqDataclass):
 # Where a run's files are, and what was meant for one run only, as is every `eval_` option: never taken over from a
 # checkpoint.
 NEVER_ADOPTED = {"_name", "data", "strict_data", "bad_rows", "ema_eval", "zero_shot"}
+# Released --eval-args also hold this; it is what our generator always does.
+RELEASED_EVAL_OPTIONS = {"stop_on_max_len"}
 # Files that a checkpoint names: it may be used from another folder than the one it was trained in.
 PATH_OPTIONS = ("bpe_dir", "sentencepiece_model")
 
@@ -290,10 +296,11 @@ class OFATask(FairseqTask):
     def _bad_rows_path(self) -> Path:
         if self.cfg.bad_rows:
             return Path(self.cfg.bad_rows)
-        folder = "."
+        folder = None
         if self.root is not None:
-            folder = self.root.common_eval.results_path or self.root.checkpoint.save_dir
-        return Path(folder) / "bad_rows.tsv"
+            generating = self.root.common_eval.path is not None
+            folder = self.root.common_eval.results_path if generating else self.root.checkpoint.save_dir
+        return Path(folder or ".") / "bad_rows.tsv"
 
     def get_batch_iterator(self, dataset: ExampleDataset, *args: Any, **kwargs: Any) -> Any:
         """fairseq's iterator; for training, also tells the schedule how long an epoch is."""
@@ -461,6 +468,11 @@ class OFATask(FairseqTask):
             raise ValueError(f"--eval-args {text}: not JSON ({error})") from error
         if not isinstance(options, dict):
             raise ValueError(f"--eval-args {text}: expected a JSON object of generation options")
+        unknown = options.keys() - {f.name for f in fields(GenerationConfig)} - RELEASED_EVAL_OPTIONS
+        if unknown:
+            raise ValueError(
+                f"--eval-args {text}: fairseq-generate has no option {', '.join(sorted(unknown))}"
+            )
         return Namespace(**options)
 
     def decode(self, tokens: Tensor) -> str:

@@ -37,19 +37,19 @@ class PictureLog:
         self._wanted = GRID[0] * GRID[1] if self.folder else 0
         self._pictures, self._texts = [], []
 
-    def add(self, sample: Batch, texts: Sequence[str], step: int, transform: SquareResize) -> None:
-        """Take what is still wanted of a batch; write the grid when it is full."""
-        if not self._wanted or "patch_images" not in sample["net_input"]:
+    def add(self, sample: Batch, texts: Sequence[str], transform: SquareResize) -> None:
+        """Take what is still wanted of a batch."""
+        wanted = self._wanted - len(self._pictures)
+        if wanted <= 0 or "patch_images" not in sample["net_input"]:
             return
-        for image, text in zip(sample["net_input"]["patch_images"].float().cpu(), texts):
-            if len(self._pictures) < self._wanted:
-                self._pictures.append(transform.picture(image))
-                self._texts.append(text)
-        if len(self._pictures) == self._wanted:
-            self._write(step)
-            self._wanted = 0
+        images = sample["net_input"]["patch_images"][:wanted].float().cpu()
+        self._pictures += [transform.picture(image) for image in images]
+        self._texts += texts[:wanted]
 
-    def _write(self, step: int) -> None:
+    def write(self, step: int) -> None:
+        """The validation has ended after `step` updates."""
+        if not self._pictures:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         side = self._pictures[0].width

@@ -29,7 +29,7 @@ def huge_picture() -> str:
 PICTURE = picture()
 # Kind -> the row's columns and what the list says of it.
 BAD: dict[str, tuple[list[str | bytes], str]] = {
-    "columns": (["1", PICTURE, "a dog", "more"], "has 4 columns, the first row has 3"),
+    "columns": (["1", PICTURE, "a dog", "more"], "has 4 columns, other rows have 3"),
     "base64": (["2", PICTURE[:-8] + "A===BBBB", "a dog"], "base64"),
     "truncated": (["3", PICTURE[: len(PICTURE) // 2 // 4 * 4], "a dog"], "the image can't be decoded: "),
     "no picture": (["4", base64.urlsafe_b64encode(b"no picture").decode(), "a dog"], "not an image"),

@@ -233,9 +233,14 @@ def test_a_batch_of_bad_rows_has_the_right_form_and_nothing_to_learn(tmp_path: P
 def test_a_file_of_bad_rows_is_an_error_that_names_some(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"rows.tsv: none of its 3 rows can be used. 3 are listed in .*bad_rows.tsv.*invalid literal",
+        match=r"of its 3 rows none of the first 3 can be used .*selected-cols.* 3 are listed in .*bad_rows.tsv",
     ):
         dataset_of(tmp_path, ["x", "y", "z"])
+
+
+def test_a_large_file_of_bad_rows_is_not_read_to_its_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="of its 1003 rows none of the first 1000"):
+        dataset_of(tmp_path, ["x"] * 1003)
 
 
 def test_other_errors_are_not_taken_for_bad_rows(tmp_path: Path) -> None:

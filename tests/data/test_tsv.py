@@ -125,11 +125,18 @@ def test_rows_outside_the_file(path: Path, row: int) -> None:
 
 def test_wrong_number_of_columns(path: Path) -> None:
     file = TsvFile(write(path, "1\t2\t3\t4\t5\n1\t2\t3\t4\n1\t2\t3\t4\t5\n"), [0])
-    with pytest.raises(RowError, match="has 4 columns, the first row has 5") as caught:
+    with pytest.raises(RowError, match="has 4 columns, other rows have 5") as caught:
         file[1]
     assert (caught.value.path, caught.value.row) == (path, 2)
-    assert str(caught.value) == f"{path}, row 2: has 4 columns, the first row has 5"
+    assert str(caught.value) == f"{path}, row 2: has 4 columns, other rows have 5"
     assert file[2] == ["1"]
+
+
+def test_the_first_row_may_be_the_broken_one(path: Path) -> None:
+    file = TsvFile(write(path, "1\t2\n1\t2\t3\n4\t5\t6\n"), [2])
+    with pytest.raises(RowError, match="row 1: has 2 columns, other rows have 3"):
+        file[0]
+    assert [file[1], file[2]] == [["3"], ["6"]]
 
 
 def test_bytes_that_are_not_utf8(path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ofa_fairseq.models.decoder import BIAS_CHUNK
 from ofa_fairseq.models.encoder import EncoderOut
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 ROWS, SOURCE = 3, 5
 TOLERANCE = 2e-5  # logits of the filled models are of order 1
 TEXT, CODES, MIXED = None, [True] * ROWS, [False, True, False]
@@ -24,17 +25,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one_embedding_norm": {"code_layernorm_embedding": False},
     "adapters": {"adapter": True, "adapter_dim": 5},
 }
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return small_model()
-
-
-@pytest.fixture(autouse=True)
-def _no_grad() -> Any:
-    with torch.no_grad():
-        yield
 
 
 def encode(model: Any, rows: int = ROWS, padded: bool = True) -> EncoderOut:

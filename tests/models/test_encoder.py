@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ofa_fairseq.models.encoder import EncoderOut
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 TOLERANCE = 2e-5  # outputs of the filled models are of order 1
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -16,17 +17,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "interpolated": {"interpolate_position": True, "orig_patch_image_size": 32},
     "prompt": {"encoder_prompt": True, "encoder_prompt_length": 3},
 }
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return small_model()
-
-
-@pytest.fixture(autouse=True)
-def _no_grad() -> Any:
-    with torch.no_grad():
-        yield
 
 
 def states(encoder_out: EncoderOut) -> Tensor:

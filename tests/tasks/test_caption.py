@@ -127,6 +127,18 @@ def test_a_row_without_words_is_a_bad_row(
     ).read_text() == f"{tmp_path / 'captions.tsv'}\t2\tthe caption is empty\n"
 
 
+def test_pictures_to_be_captioned_need_no_reference(tmp_path: Path, sentencepiece_dir: Path) -> None:
+    dataset = captions_of(tmp_path, sentencepiece_dir, ["", "a dog"], split="test")
+    batch = dataset.collater([dataset[0], dataset[1]])
+    assert batch["references"] == [[], ["a dog"]]
+
+
+def test_joined_captions_are_not_trained_on_as_one(tmp_path: Path, sentencepiece_dir: Path) -> None:
+    dataset = captions_of(tmp_path, sentencepiece_dir, ["a dog", "a dog&&a cat"])
+    assert dataset[1] is None
+    assert "joined by &&" in (tmp_path / "bad_rows.tsv").read_text()
+
+
 def test_a_picture_may_be_a_path_beside_the_tsv(tmp_path: Path, sentencepiece_dir: Path) -> None:
     from ofa_fairseq.data.images import decode_image
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq import checkpoint_utils, search
+from fairseq import checkpoint_utils, search, tasks
 from fairseq.data import data_utils
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf, open_dict
@@ -313,7 +313,7 @@ def test_validation_uses_the_options_of_eval_args(generation: Any) -> None:
     assert texts == expected
 
 
-@pytest.mark.parametrize("text", ["{'beam': 5}", "[5]", "5"])
+@pytest.mark.parametrize("text", ["{'beam': 5}", "[5]", "5", '{"baem": 5}'])
 def test_bad_eval_args_are_refused_before_training(text: str, digits_dir: Path) -> None:
     with pytest.raises(ValueError, match=r"--eval-args"):
         caption_run("a.tsv,b.tsv", digits_dir, "--eval-args", text)
@@ -344,6 +344,12 @@ def test_lists_of_bad_rows_lie_beside_the_results(digits_dir: Path, tmp_path: Pa
     assert run.task.bad_rows.path == tmp_path / "bad_rows.tsv"
     run = caption_run("a.tsv,b.tsv", digits_dir, "--bad-rows", str(tmp_path / "mine.tsv"))
     assert run.task.bad_rows.path == tmp_path / "mine.tsv"
+    with open_dict(run.cfg):
+        run.cfg.common_eval.path = "checkpoint.pt"  # as fairseq-generate sets it
+    for results, expected in ((None, Path("bad_rows.tsv")), (str(tmp_path), tmp_path / "bad_rows.tsv")):
+        run.cfg.common_eval.results_path = results
+        run.cfg.task.bad_rows = None
+        assert tasks.setup_task(run.cfg.task).bad_rows.path == expected
 
 
 # Steps
