@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
@@ -98,8 +99,11 @@ class TsvFile:
 
     def _usual_columns(self) -> int:
         """What most of the first rows have: the very first may be the broken one."""
-        counts = [self._read(row).count(b"\t") + 1 for row in range(min(len(self), _ROWS_TO_COUNT_COLUMNS))]
-        return max(counts, key=counts.count)  # of equally frequent ones the first
+        counts = []
+        for row in range(min(len(self), _ROWS_TO_COUNT_COLUMNS)):
+            with suppress(RowError):  # far too long: reported when it is read
+                counts.append(self._read(row).count(b"\t") + 1)
+        return max(counts, key=counts.count, default=1)  # of equally frequent ones the first
 
     def _read(self, row: int) -> bytes:
         start, end = int(self._offsets[row]), int(self._offsets[row + 1])
