@@ -39,6 +39,7 @@ class Example:
     target: Tensor  # [t], ends with </s>; padding where nothing is learnt
     prev_output: Tensor  # [t], starts with <s>
     image: Tensor | None = None  # [3, S, S], normalised
+    image_2: Tensor | None = None
     code_target: bool = False  # the target is image codes
     prompt: Tensor | None = None  # tokens that generation is forced to start with, after <s>
     weight: float = 1.0  # of this row in the loss
@@ -67,10 +68,15 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
         "src_lengths": source.ne(pad).sum(dim=1),
         "prev_output_tokens": collate_tokens([e.prev_output for e in examples], pad),
     }
-    pictures = [e.image for e in examples if e.image is not None]
-    if pictures:
-        blank = torch.zeros_like(pictures[0])
-        net_input["patch_images"] = torch.stack([blank if e.image is None else e.image for e in examples])
+    for name, pictures in (
+        ("patch_images", [e.image for e in examples]),
+        ("patch_images_2", [e.image_2 for e in examples]),
+    ):
+        present = [picture for picture in pictures if picture is not None]
+        if present:
+            blank = torch.zeros_like(present[0])
+            net_input[name] = torch.stack([blank if picture is None else picture for picture in pictures])
+    if "patch_images" in net_input:
         net_input["patch_masks"] = torch.tensor([e.image is not None for e in examples])
     if any(e.code_target for e in examples):
         net_input["code_masks"] = torch.tensor([e.code_target for e in examples])

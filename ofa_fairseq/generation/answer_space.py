@@ -38,14 +38,23 @@ class AnswerSpace(Protocol):
 class TokenRange:
     """The tokens [start, end), and the specials (so that a sequence can end).
 
+    Args:
+        start, end: token ids.
+        vocabulary_size: V.
+        length: if given, answers have exactly this many tokens: no specials but the end, and that only then.
+        eos: id of the end; needed with `length`.
+
     Raises:
         ValueError: if the range is empty or leaves the vocabulary.
     """
 
-    def __init__(self, start: int, end: int, vocabulary_size: int) -> None:
+    def __init__(
+        self, start: int, end: int, vocabulary_size: int, length: int | None = None, eos: int = 2
+    ) -> None:
         if not NUM_SPECIALS <= start < end <= vocabulary_size:
             raise ValueError(f"token range {start},{end}: expected 4 <= start < end <= {vocabulary_size}")
         self.start, self.end, self.vocabulary_size = start, end, vocabulary_size
+        self.length, self.eos = length, eos
 
     @classmethod
     def parse(cls, text: str, vocabulary_size: int) -> TokenRange:
@@ -57,13 +66,23 @@ class TokenRange:
         return cls(start, end, vocabulary_size)
 
     def next_tokens(self, prefix: Tensor, prompt_lengths: Tensor | None = None) -> Tensor:
-        """See `AnswerSpace`; the same for every row and step, [1, V]."""
+        """See `AnswerSpace`; without a length the same for every row and step, [1, V]."""
         ids = torch.arange(self.vocabulary_size, device=prefix.device)
-        return ((ids < NUM_SPECIALS) | ((ids >= self.start) & (ids < self.end)))[None]
+        inside = (ids >= self.start) & (ids < self.end)
+        if self.length is None:
+            return ((ids < NUM_SPECIALS) | inside)[None]
+        made = prefix.size(1) - 1  # tokens of the answer so far
+        if prompt_lengths is None:
+            return (inside if made < self.length else ids == self.eos)[None]
+        answered = (made - prompt_lengths)[:, None]
+        return torch.where(answered < self.length, inside, ids == self.eos) | (answered < 0)
 
     def target_masks(self, target: Tensor, supervised: Tensor) -> Tensor:
         """See `AnswerSpace`."""
-        return self.next_tokens(target).expand(int(supervised.sum()), -1)
+        if self.length is None:
+            return self.next_tokens(target).expand(int(supervised.sum()), -1)
+        made = (supervised.cumsum(dim=1) - 1)[supervised]
+        return self.next_tokens(target[:1, :1], -made)
 
 
 class AnswerTrie:

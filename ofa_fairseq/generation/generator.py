@@ -192,6 +192,13 @@ class OFASequenceGenerator(SequenceGenerator):
             sample, prefix_tokens, constraints, bos_token=self.bos if bos_token is None else bos_token
         )
 
+    def remove_prompt(self, hypothesis: dict[str, Tensor], length: int) -> None:
+        """Cut a forced prompt of `length` tokens off a hypothesis, in place; its score becomes that of the rest."""
+        hypothesis["tokens"] = hypothesis["tokens"][length:]
+        scores = hypothesis["positional_scores"] = hypothesis["positional_scores"][length:]
+        total = scores.sum()
+        hypothesis["score"] = total / len(scores) ** self.len_penalty if self.normalize_scores else total
+
 
 def diverse_beam_search(tgt_dict: Any, groups: int, strength: float) -> search.DiverseBeamSearch:
     """Diverse beam search with the Hamming penalty of the paper, as the released generator has it.

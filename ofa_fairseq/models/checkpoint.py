@@ -14,7 +14,7 @@ import numpy as np
 import omegaconf
 import torch
 from fairseq.distributed import utils as distributed_utils
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import PRESETS
 
@@ -86,7 +86,8 @@ def upgrade(state: State, model: Any) -> None:
         source = "decoder.embed_out" if "decoder.embed_out" in state else "decoder.embed_tokens.weight"
         state["decoder.output_projection.weight"] = state[source]
     state.pop("decoder.embed_out", None)
-    own = model.state_dict()
+    constants = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
+    own = {**model.state_dict(), **constants}
     state["decoder.image_position_idx"] = own["decoder.image_position_idx"]
     for key in IMAGE_POSITIONS:
         grow_rows(state, (key,), len(own[key]))
@@ -96,11 +97,28 @@ def upgrade(state: State, model: Any) -> None:
         del state[key]  # frozen BatchNorm counts nothing
     check_shapes(state, own)
     missing = [key for key in own if key not in state]
+    state.update({key: own[key] for key in missing})
+    missing = [key for key in missing if key not in constants]  # left out by runs with averaged weights
     if missing:
         logger.warning(
             "the checkpoint lacks %d entries; kept as initialised: %s", len(missing), ", ".join(missing)
         )
-        state.update({key: own[key] for key in missing})
+
+
+def leave_out_integers(model: nn.Module) -> None:
+    """Keep integers out of the model's state dict from now on.
+
+    fairseq averages every entry (`--store-ema`), which integers refuse. They are index tables, which options decide,
+    and BatchNorm's count of batches, which nothing reads; `upgrade` puts them back.
+    """
+    model.register_state_dict_post_hook(_delete_integers)
+
+
+def _delete_integers(module: nn.Module, state: State, prefix: str, metadata: Any) -> None:
+    for key in [
+        key for key, value in state.items() if isinstance(value, Tensor) and not value.is_floating_point()
+    ]:
+        del state[key]
 
 
 def rename_old_keys(state: State) -> None:

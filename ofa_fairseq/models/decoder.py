@@ -10,7 +10,7 @@ d width, H heads. "Kind" is True for image codes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -75,6 +75,12 @@ class DecoderState:
         for biases in self.chunks.values():
             if biases.cross_attn is not None and len(biases.cross_attn) > 1:
                 biases.cross_attn = biases.cross_attn.index_select(0, picture_order)
+
+    def expanded(self, times: int) -> DecoderState:
+        """A copy that can go on alone, with every row `times` times."""
+        return replace(
+            self, caches=[cache.expanded(times) for cache in self.caches], chunks=dict(self.chunks)
+        )
 
 
 class OFADecoder(PositionTables, FairseqIncrementalDecoder):
@@ -388,6 +394,10 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
             incremental_state[STATE_KEY].reorder(new_order)
 
     reorder_incremental_state = reorder_incremental_state_scripting
+
+    def expanded_state(self, incremental_state: dict[str, Any], times: int) -> dict[str, Any]:
+        """A copy of a state with every row `times` times, side by side; the rows share their picture."""
+        return {**incremental_state, STATE_KEY: incremental_state[STATE_KEY].expanded(times)}
 
     def max_positions(self) -> int:
         """Longest target."""

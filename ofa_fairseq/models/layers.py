@@ -177,6 +177,15 @@ class LayerCache:
             self.keys = self._selected(self.keys, new_order)
             self.values = self._selected(self.values, new_order)
 
+    def expanded(self, times: int) -> LayerCache:
+        """A copy with every row `times` times; the picture's keys and values are shared."""
+        copy = LayerCache(None, None, self.length, self.cross_attn)
+        if self.keys is not None and self.values is not None:
+            used = slice(self.length)
+            copy.keys = self.keys[:, :, used].repeat_interleave(times, dim=0)
+            copy.values = self.values[:, :, used].repeat_interleave(times, dim=0)
+        return copy
+
     def _selected(self, buffer: Tensor, new_order: Tensor) -> Tensor:
         if len(new_order) == len(buffer):
             buffer[:, :, : self.length] = buffer[:, :, : self.length].index_select(0, new_order)

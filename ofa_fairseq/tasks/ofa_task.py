@@ -5,6 +5,7 @@ for a whole one. The way of a row: TSV row -> `example` -> collate -> model -> c
 metric.
 """
 
+import inspect
 import json
 import logging
 import math
@@ -12,108 +13,36 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, metrics
 from fairseq.data import Dictionary
-from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, FairseqTask
 from omegaconf import DictConfig, open_dict
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from ..data.bad_rows import BadRows
 from ..data.example import DEFAULT_BATCH_SIZE, Batch, Example, ExampleDataset
 from ..data.image_transforms import SquareResize
-from ..data.images import decode_image
+from ..data.text_normalize import REFERENCE_SEPARATOR
 from ..data.tsv import TsvFile, parse_columns
 from ..generation.answer_space import AnswerSpace, TokenRange
 from ..generation.generator import OFASequenceGenerator, diverse_beam_search
 from ..instruction import RELEASED, Instruction, Value, parse
+from ..metrics.row_metrics import RowMetric
+from ..models.checkpoint import leave_out_integers
 from ..optim import training_length
 from ..vocabulary import Vocabulary
+from .options import NEVER_ADOPTED, PATH_OPTIONS, RELEASED_EVAL_OPTIONS, OFATaskConfig
+from .picture_log import PictureLog
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class OFATaskConfig(FairseqDataclass):
-    """Options of every task, under their released names."""
-
-    data: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "comma-separated TSV files: the last one is for validation or testing, training takes the others"
-            " in turn, one an epoch"
-        },
-    )
-    selected_cols: Optional[str] = field(
-        default=None,
-        metadata={"help": "comma-separated columns of the TSV files, from 0, in the task's order"},
-    )
-    bpe: Optional[str] = field(
-        default=None, metadata={"help": "gpt2 or sentencepiece (default: what --bpe-dir holds)"}
-    )
-    bpe_dir: Optional[str] = field(
-        default=None, metadata={"help": "folder with dict.txt and the files of the subword model"}
-    )
-    sentencepiece_model: str = field(  # fairseq's own option of this name takes no None
-        default="", metadata={"help": "sentencepiece model, if it is not in --bpe-dir"}
-    )
-    max_source_positions: int = field(default=1024, metadata={"help": "longest text source, in tokens"})
-    max_target_positions: int = field(default=1024, metadata={"help": "longest target, in tokens"})
-    max_src_length: int = field(default=128, metadata={"help": "longest source text, in words"})
-    max_tgt_length: int = field(default=30, metadata={"help": "longest target text"})
-    code_dict_size: int = field(default=8192, metadata={"help": "number of image codes in the vocabulary"})
-    patch_image_size: int = field(default=480, metadata={"help": "side of the square model input, in pixels"})
-    orig_patch_image_size: int = field(
-        default=256, metadata={"help": "side of the pictures that --interpolate-position starts from"}
-    )
-    num_bins: int = field(default=1000, metadata={"help": "number of coordinate bins in the vocabulary"})
-    imagenet_default_mean_and_std: bool = field(
-        default=False, metadata={"help": "normalise pictures with ImageNet's mean and deviation, not 0.5"}
-    )
-    constraint_range: Optional[str] = field(
-        default=None, metadata={"help": "start,end: output tokens outside this range of ids are impossible"}
-    )
-    strict_data: bool = field(default=False, metadata={"help": "stop at the first row that can't be used"})
-    bad_rows: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "list of skipped rows (default: bad_rows.tsv in --save-dir, of fairseq-generate in --results-path"
-            " or the current folder)"
-        },
-    )
-    eval_args: Optional[str] = field(
-        default="{}",
-        metadata={
-            "help": 'JSON with generation options for validation, e.g. \'{"beam": 5, "max_len_b": 16}\''
-        },
-    )
-    eval_print_samples: bool = field(
-        default=False, metadata={"help": "log an output and its references for each validation batch"}
-    )
-    ema_eval: bool = field(
-        default=False, metadata={"help": "fairseq-generate: evaluate the checkpoint's averaged weights (EMA)"}
-    )
-    zero_shot: bool = field(
-        default=False,
-        metadata={
-            "help": "fairseq-generate: take task options from the command line, none from the checkpoint"
-        },
-    )
-
-
-# Where a run's files are, and what was meant for one run only, as is every `eval_` option: never taken over from a
-# checkpoint.
-NEVER_ADOPTED = {"_name", "data", "strict_data", "bad_rows", "ema_eval", "zero_shot"}
-# Released --eval-args also hold this; it is what our generator always does.
-RELEASED_EVAL_OPTIONS = {"stop_on_max_len"}
-# Files that a checkpoint names: it may be used from another folder than the one it was trained in.
-PATH_OPTIONS = ("bpe_dir", "sentencepiece_model")
 
 
 class OFATask(FairseqTask):
@@ -122,10 +51,14 @@ class OFATask(FairseqTask):
     Class attributes that a task sets:
         instruction_name: its row in `instruction.RELEASED`.
         columns: what the selected columns hold, in order.
+        optional_columns: so many of the last ones may be missing.
+        score_name: what the validation score is called in logs and for `--best-checkpoint-metric`.
     """
 
     instruction_name: str
     columns: Sequence[str]
+    optional_columns: int = 0
+    score_name: str = "score"
     cfg: OFATaskConfig
 
     def __init__(self, cfg: OFATaskConfig) -> None:
@@ -134,6 +67,7 @@ class OFATask(FairseqTask):
         self.dictionary = Dictionary()
         self._vocabulary: Vocabulary | None = None
         self._generators: dict[int, OFASequenceGenerator] = {}
+        self._pictures = PictureLog(self.root)
         self.num_updates = 0
         self.instruction = self.build_instruction()
         self.instruction.check(self.columns)
@@ -155,8 +89,14 @@ class OFATask(FairseqTask):
             "dataset_to_epoch_iter": {},
             "_generators": {},
             "root": None,
+            "_pictures": None,
         }
         return vars(self) | own
+
+    @property
+    def generating(self) -> bool:
+        """Whether this is a run of fairseq-generate."""
+        return self.root is not None and self.root.common_eval.path is not None
 
     # -- what a task defines --------------------------------------------------------------------------
 
@@ -173,10 +113,18 @@ class OFATask(FairseqTask):
         raise NotImplementedError
 
     def answer_space(self) -> AnswerSpace | None:
-        """What outputs may be (None: anything)."""
+        """What generated outputs may be (None: anything)."""
         if self.cfg.constraint_range is None:
             return None
         return TokenRange.parse(self.cfg.constraint_range, len(self.dictionary))
+
+    def validation_metric(self) -> RowMetric | None:
+        """Scores outputs against `Example.references` in validation (None: nothing is generated there)."""
+        return None
+
+    def clean_output(self, text: str) -> str:
+        """An output as it is scored."""
+        return text.strip()
 
     # -- vocabulary -----------------------------------------------------------------------------------
 
@@ -226,7 +174,10 @@ class OFATask(FairseqTask):
             for name in ("max_source_positions", "max_target_positions", "orig_patch_image_size"):
                 if getattr(cfg, name, None) is None:  # YAML with a preset's name has no fields of its own
                     setattr(cfg, name, getattr(self.cfg, name))
-        return super().build_model(cfg, from_checkpoint)
+        model = super().build_model(cfg, from_checkpoint)
+        if self.root is not None and self.root.ema.store_ema:
+            leave_out_integers(model)
+        return model
 
     def _adopt_options(self, saved: Any) -> None:
         """Options left at their defaults get the values they had in training (or in --model-overrides)."""
@@ -242,7 +193,11 @@ class OFATask(FairseqTask):
             setattr(self.cfg, f.name, value)
         if changed:
             logger.info("options from the checkpoint: %s", changed)
-            self.instruction = self.build_instruction()
+            self.options_adopted()
+
+    def options_adopted(self) -> None:
+        """Options have changed: what was made of them is made anew."""
+        self.instruction = self.build_instruction()
 
     # -- data -----------------------------------------------------------------------------------------
 
@@ -268,10 +223,12 @@ class OFATask(FairseqTask):
         selected = parse_columns(self.cfg.selected_cols)
         rows = TsvFile(path, selected)
         count = rows.num_columns if selected is None else len(selected)
-        if count != len(self.columns):
+        most, least = len(self.columns), len(self.columns) - self.optional_columns
+        if not least <= count <= most:
             raise ValueError(
-                f"--selected-cols {self.cfg.selected_cols}: task {self.cfg._name} needs {len(self.columns)} columns"
-                f" ({', '.join(self.columns)}), got {count} of the {rows.num_columns} in {path}"
+                f"--selected-cols {self.cfg.selected_cols}: task {self.cfg._name} needs"
+                f" {most if least == most else f'{least} to {most}'} columns ({', '.join(self.columns)}), got {count}"
+                f" of the {rows.num_columns} in {path}"
             )
         return rows
 
@@ -298,8 +255,7 @@ class OFATask(FairseqTask):
             return Path(self.cfg.bad_rows)
         folder = None
         if self.root is not None:
-            generating = self.root.common_eval.path is not None
-            folder = self.root.common_eval.results_path if generating else self.root.checkpoint.save_dir
+            folder = self.root.common_eval.results_path if self.generating else self.root.checkpoint.save_dir
         return Path(folder or ".") / "bad_rows.tsv"
 
     def get_batch_iterator(self, dataset: ExampleDataset, *args: Any, **kwargs: Any) -> Any:
@@ -318,8 +274,9 @@ class OFATask(FairseqTask):
         self,
         id: str,
         values: Mapping[str, Value],
-        picture: str | None,
-        root: Path,
+        pictures: Sequence[Image] = (),
+        prompt_type: str = "none",
+        learn: bool = True,
         **more: Any,
     ) -> Example:
         """An example from the values of the instruction's slots.
@@ -327,35 +284,45 @@ class OFATask(FairseqTask):
         Args:
             id: the row's name in outputs.
             values: for `Instruction.encode_source` and `encode_target`.
-            picture: base64 text or path, or None.
-            root: folder that a relative path starts from.
+            pictures: none, one or two.
+            prompt_type: what the decoder starts with before the target: `none`, `src` (the source again) or
+                `prev_output` (the source without its end).
+            learn: False for a row without a target.
             more: other fields of `Example`.
 
         Raises:
-            ValueError: if source or target is longer than its positions, or the picture can't be used.
+            ValueError: if source or target is longer than its positions.
         """
         v = self.vocabulary
         source = [v.bos, *self.instruction.encode_source(values, v), v.eos]
-        target = self.instruction.encode_target(values, v)
-        for name, tokens, limit in (
-            ("source", source, self.cfg.max_source_positions),
-            ("target", target, self.cfg.max_target_positions - 1),
+        prompt = {"none": source[:1], "src": source, "prev_output": source[:-1]}[prompt_type]
+        answer = self.cut_target(self.instruction.encode_target(values, v)) if learn else []
+        for name, length, limit in (
+            ("source", len(source), self.cfg.max_source_positions),
+            ("target", len(prompt) + len(answer), self.cfg.max_target_positions),
         ):
-            if len(tokens) > limit:
-                raise ValueError(f"the {name} has {len(tokens)} tokens, at most {limit} fit")
+            if length > limit:
+                raise ValueError(f"the {name} has {length} tokens, at most {limit} fit")
+        images = [self.transform(picture) for picture in pictures]
         return Example(
             id=id,
             source=torch.tensor(source),
-            target=torch.tensor([*target, v.eos]),
-            prev_output=torch.tensor([v.bos, *target]),
-            image=None if picture is None else self.transform(decode_image(picture, root)),
+            target=torch.tensor([v.pad] * (len(prompt) - 1) + ([*answer, v.eos] if learn else [v.pad])),
+            prev_output=torch.tensor([*prompt, *answer]),
+            prompt=torch.tensor(prompt[1:]) if len(prompt) > 1 else None,
+            image=images[0] if images else None,
+            image_2=images[1] if len(images) > 1 else None,
             **more,
         )
+
+    def cut_target(self, tokens: list[int]) -> list[int]:
+        """Hook: a target of limited length."""
+        return tokens
 
     @property
     def transform(self) -> SquareResize:
         """From a picture to the model's input."""
-        return SquareResize(self.cfg.patch_image_size, self.cfg.imagenet_default_mean_and_std)
+        return _square_resize(self.cfg.patch_image_size, self.cfg.imagenet_default_mean_and_std)
 
     def max_positions(self) -> tuple[int, int]:
         """Longest source and target, in tokens."""
@@ -378,8 +345,10 @@ class OFATask(FairseqTask):
         model.train()
         model.set_num_updates(update_num)
         device = sample["target"].device.type
+        # Ours drop their worst tokens only after some updates; stock criterions know nothing of updates.
+        counted = {"update_num": update_num} if takes_update_num(criterion) else {}
         with torch.autocast(device, enabled=self._autocast()):
-            loss, sample_size, logging_output = criterion(model, sample, update_num=update_num)
+            loss, sample_size, logging_output = criterion(model, sample, **counted)
         if ignore_grad:
             loss = loss * 0
         optimizer.backward(loss)
@@ -401,13 +370,36 @@ class OFATask(FairseqTask):
             logging_output.update(self.validate(sample, model))
         return loss, sample_size, logging_output
 
+    def begin_valid_epoch(self, epoch: int, model: nn.Module) -> None:
+        """Start a new grid of pictures."""
+        self._pictures.begin()
+
+    def post_validate(self, model: nn.Module, stats: Any, agg: Any) -> None:
+        """Write the grid."""
+        self._pictures.write(self.num_updates)
+
     def validate(self, sample: Batch, model: nn.Module) -> dict[str, float]:
-        """Hook: sums and counts that `reduce_metrics` makes a score of; the same keys for every batch."""
-        return {}
+        """Generate and score; the same keys for every batch. Rows without references are left out."""
+        metric = self.validation_metric()
+        if metric is None:
+            return {}
+        outputs = [self.clean_output(text) for text in self.generate_texts(sample, model)]
+        self._pictures.add(sample, outputs, self.transform)
+        rows = [(o, r) for o, r in zip(outputs, sample["references"]) if r]
+        if not rows:
+            return {"_score_sum": 0.0, "_score_cnt": 0}
+        if self.cfg.eval_print_samples:
+            logger.info("output: %s | references: %s", rows[0][0], " && ".join(rows[0][1]))
+        scores = metric([output for output, _ in rows], [references for _, references in rows])
+        return {"_score_sum": float(scores.sum()), "_score_cnt": len(rows)}
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Stock's metrics and the number of skipped rows."""
+        """Stock's metrics, the mean score of all validation rows and the number of skipped rows."""
         super().reduce_metrics(logging_outputs, criterion)
+        count = sum(log.get("_score_cnt", 0) for log in logging_outputs)
+        if count:
+            total = sum(log["_score_sum"] for log in logging_outputs)
+            metrics.log_scalar(self.score_name, float(total) / float(count), float(count), round=4)
         skipped = sum(int(log.get("skipped_rows", 0)) for log in logging_outputs)
         if skipped:
             metrics.log_scalar_sum("skipped_rows", skipped)
@@ -423,8 +415,7 @@ class OFATask(FairseqTask):
         prefix_allowed_tokens_fn: Any = None,
     ) -> OFASequenceGenerator:
         """A generator with fairseq's options (`--beam`, `--lenpen`, ...) over the task's answer space."""
-        if self.cfg.ema_eval and self.root is not None and self.root.common_eval.path:
-            load_ema(models, self.root.common_eval.path)
+        self.prepare_models(models)
         extra = {
             "answer_space": None if self.cfg.zero_shot else self.answer_space(),
             **(extra_gen_cls_kwargs or {}),
@@ -439,6 +430,11 @@ class OFATask(FairseqTask):
             )
         return generator
 
+    def prepare_models(self, models: Sequence[nn.Module]) -> None:
+        """With `--ema-eval`, give the models their averaged weights."""
+        if self.cfg.ema_eval and self.root is not None and self.root.common_eval.path:
+            load_ema(models, self.root.common_eval.path)
+
     def inference_step(
         self,
         generator: Any,
@@ -447,11 +443,17 @@ class OFATask(FairseqTask):
         prefix_tokens: Tensor | None = None,
         constraints: Tensor | None = None,
     ) -> list[list[dict[str, Tensor]]]:
-        """Generate; a row's own prompt is forced unless the caller gives another."""
-        if prefix_tokens is None:
-            prefix_tokens = sample.get("prefix_tokens")
+        """Generate; a row's own prompt is forced, and no part of the output, unless the caller gives another."""
+        own = sample.get("prefix_tokens") if prefix_tokens is None else None
         with torch.no_grad():
-            return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints)
+            hypotheses = generator.generate(
+                models, sample, prefix_tokens=prefix_tokens if own is None else own, constraints=constraints
+            )
+        if own is not None and isinstance(generator, OFASequenceGenerator):
+            for row, length in zip(hypotheses, own.ne(self.dictionary.pad()).sum(dim=1).tolist()):
+                for hypothesis in row:
+                    generator.remove_prompt(hypothesis, length)
+        return hypotheses
 
     def generate_texts(self, sample: Batch, model: nn.Module) -> list[str]:
         """The best output of each row with the options of `--eval-args`, as text."""
@@ -481,13 +483,32 @@ class OFATask(FairseqTask):
 
 
 class RowBuilder:
-    """Names a row's columns and hands it to the task; pickles for spawned data-loading processes."""
+    """Names a row's columns and hands it to the task; pickles for spawned data-loading processes.
+
+    In fairseq-generate the target becomes what an output is scored against, all of it: fairseq hands the target's text
+    to the scorer (`--scoring`), and prints it (`T-` lines).
+    """
 
     def __init__(self, task: OFATask, split: str, root: Path) -> None:
         self.task, self.split, self.root = task, split, root
+        self.for_scoring = task.generating
 
     def __call__(self, row: list[str]) -> Example:
-        return self.task.example(dict(zip(self.task.columns, row)), self.split, self.root)
+        example = self.task.example(dict(zip(self.task.columns, row)), self.split, self.root)
+        if not (self.for_scoring and example.references):
+            return example
+        vocabulary = self.task.vocabulary
+        text = vocabulary.encode(REFERENCE_SEPARATOR.join(example.references))
+        return replace(example, target=torch.tensor([*text, vocabulary.eos]))
+
+
+_square_resize = cache(SquareResize)
+
+
+def takes_update_num(criterion: Any) -> bool:
+    """Whether a criterion wants to know the number of updates."""
+    parameters = inspect.signature(getattr(criterion, "forward", criterion)).parameters.values()
+    return any(p.name == "update_num" or p.kind == p.VAR_KEYWORD for p in parameters)
 
 
 def load_ema(models: Sequence[Any], paths: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.drawing import contact_sheet
 from ..data.example import Batch
 from ..data.image_transforms import SquareResize
-from ..prepare.contact_sheet import contact_sheet
 
 GRID = (3, 4)  # rows, columns
 

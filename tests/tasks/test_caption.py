@@ -233,7 +233,7 @@ def test_validation_cider_equals_pycocoevalcap(
     tmp_path: Path, sentencepiece_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, logs = validation_of(tmp_path, sentencepiece_dir, monkeypatch)
-    assert sum(log["_cider_score_sum"] for log in logs) / 3 == pytest.approx(pycocoevalcap(), abs=1e-6)
+    assert sum(log["_score_sum"] for log in logs) / 3 == pytest.approx(pycocoevalcap(), abs=1e-6)
     assert pycocoevalcap() > 0.5
     assert reduced(task, logs)["cider"] == pytest.approx(pycocoevalcap(), abs=5e-4)
 
@@ -248,18 +248,18 @@ def test_document_frequencies_may_come_from_a_file(
     _, logs = validation_of(tmp_path, sentencepiece_dir, monkeypatch, *flags)
     expected = pycocoevalcap(frequencies)
     assert expected != pytest.approx(pycocoevalcap(), abs=0.01)
-    assert sum(log["_cider_score_sum"] for log in logs) / 3 == pytest.approx(expected, abs=1e-6)
+    assert sum(log["_score_sum"] for log in logs) / 3 == pytest.approx(expected, abs=1e-6)
 
 
 def test_cider_is_the_mean_over_pictures_not_over_batches_or_ranks(
     tmp_path: Path, sentencepiece_dir: Path
 ) -> None:
     task = caption_run("a.tsv,b.tsv", sentencepiece_dir).task
-    logs = [{"_cider_score_sum": 3.0, "_cider_cnt": 1}, {"_cider_score_sum": 1.0, "_cider_cnt": 3}]
+    logs = [{"_score_sum": 3.0, "_score_cnt": 1}, {"_score_sum": 1.0, "_score_cnt": 3}]
     assert reduced(task, logs)["cider"] == 1.0
     assert "cider" not in reduced(task, [{}, {}])
     # Batches that hold nothing usable count for nothing.
-    assert reduced(task, [*logs, {"_cider_score_sum": 0.0, "_cider_cnt": 0}])["cider"] == 1.0
+    assert reduced(task, [*logs, {"_score_sum": 0.0, "_score_cnt": 0}])["cider"] == 1.0
 
 
 def test_validation_without_eval_cider_generates_nothing(

@@ -1,0 +1,75 @@
+"""fairseq `--scoring` entries `accuracy`, `vqa` and `box_accuracy`: the row metrics of these names, in per cent."""
+
+from dataclasses import dataclass
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.scoring import BaseScorer, register_scorer
+from omegaconf import II
+
+from ..data.text_normalize import split_references
+from .row_metrics import RowMetric, row_metric
+
+
+class RowScorer(BaseScorer):
+    """Collects outputs (`pred`) and their references (`ref`, a list for each); leaves out rows without any.
+
+    Class attributes that a scorer sets:
+        metric_name: for `row_metric`.
+        label: what the score is called in the printed line.
+    """
+
+    metric_name: str
+    label: str
+    pred: list[str]
+    ref: list[list[str]]
+
+    def build_metric(self) -> RowMetric:
+        """The metric; overridden where it has options."""
+        return row_metric(self.metric_name)
+
+    def add_string(self, ref: str, pred: str) -> None:
+        references = [text for text in split_references(ref) if text.strip()]
+        if references:
+            self.ref.append(references)
+            self.pred.append(pred)
+
+    def score(self) -> float:
+        return 100 * float(self.build_metric()(self.pred, self.ref).mean()) if self.pred else 0.0
+
+    def result_string(self) -> str:
+        return f"{self.label} = {self.score():.2f} over {len(self.pred)} rows"
+
+
+@register_scorer("accuracy", dataclass=FairseqDataclass)
+class AccuracyScorer(RowScorer):
+    """Share of outputs that equal one of their references."""
+
+    metric_name = "accuracy"
+    label = "Accuracy"
+
+
+@register_scorer("vqa", dataclass=FairseqDataclass)
+class VqaScorer(RowScorer):
+    """VQA accuracy, from references like `0.6|!+cat&&0.3|!+kitten`."""
+
+    metric_name = "vqa"
+    label = "VQA accuracy"
+
+
+@dataclass
+class BoxAccuracyScorerConfig(FairseqDataclass):
+    num_bins: int = II("task.num_bins")  # without a help text fairseq adds no second --num-bins
+
+
+@register_scorer("box_accuracy", dataclass=BoxAccuracyScorerConfig)
+class BoxAccuracyScorer(RowScorer):
+    """Share of outputs whose IoU with the reference is at least 0.5.
+
+    The task writes the exact box as reference: four numbers in units of the last bin, as bins in outputs are read.
+    """
+
+    metric_name = "box_accuracy"
+    label = "Acc@0.5"
+
+    def build_metric(self) -> RowMetric:
+        return row_metric(self.metric_name, self.cfg.num_bins)

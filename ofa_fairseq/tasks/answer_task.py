@@ -1,0 +1,191 @@
+"""What tasks share whose answer is chosen from a closed set: the set, the decoder's prompt, candidate scoring."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from ..data.answer_list import parse_answers, read_answers
+from ..generation.answer_space import AnswerSpace, AnswerTrie
+from ..generation.candidates import CandidateScorer
+from .ofa_task import OFATask
+from .options import OFATaskConfig
+
+logger = logging.getLogger(__name__)
+
+PROMPT_TYPES = ("none", "src", "prev_output")
+INFERENCE_TYPES = ("allcand", "beamsearch")
+
+
+@dataclass
+class AnswerTaskConfig(OFATaskConfig):
+    """Options of tasks with a closed set of answers."""
+
+    ans2label_file: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "the allowed answers: pickle or JSON of a dictionary with them as keys, or text, one a line"
+        },
+    )
+    ans2label_dict: Optional[str] = field(
+        default=None, metadata={"help": "the allowed answers as JSON, if there is no file"}
+    )
+    prompt_type: str = field(
+        default="prev_output",
+        metadata={
+            "help": "what the decoder starts with: none, src (the source) or prev_output (the source without its end)"
+        },
+    )
+    val_inference_type: str = field(
+        default="allcand",
+        metadata={
+            "help": "allcand: score all allowed answers; beamsearch: search (without a closed set always)"
+        },
+    )
+    beam_search_vqa_eval: bool = field(
+        default=False,
+        metadata={"help": "fairseq-generate: beam search also where all answers could be scored"},
+    )
+    valid_batch_size: int = field(
+        default=20, metadata={"help": "answers that are scored in one pass, for each row of a batch"}
+    )
+    candidate_memory: Optional[int] = field(
+        default=None,
+        metadata={"help": "MiB that a pass may take for its logits; decides in place of --valid-batch-size"},
+    )
+    candidates: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "fairseq-generate: also write the probability of every allowed answer, a JSON line for each row"
+        },
+    )
+    uses_ema: bool = field(
+        default=False, metadata={"help": "validate with the averaged weights (needs --store-ema)"}
+    )
+
+
+class AnswerTask(OFATask):
+    """A task whose answers may be a closed set; without one, outputs are free and found by beam search.
+
+    A task sets `answer_slot`, the target's one slot.
+    """
+
+    answer_slot: str
+    cfg: AnswerTaskConfig
+
+    def __init__(self, cfg: AnswerTaskConfig) -> None:
+        super().__init__(cfg)
+        self.uses_ema = cfg.uses_ema
+        for flag, value, choices in (
+            ("--prompt-type", cfg.prompt_type, PROMPT_TYPES),
+            ("--val-inference-type", cfg.val_inference_type, INFERENCE_TYPES),
+        ):
+            if value not in choices:
+                raise ValueError(f"{flag} {value}: expected one of {', '.join(choices)}")
+        if cfg.valid_batch_size < 1 or (cfg.candidate_memory or 1) < 1:
+            raise ValueError("--valid-batch-size and --candidate-memory: expected numbers above 0")
+        self.answers  # a mistake in the list should not wait for the first row  # noqa: B018
+
+    @cached_property
+    def answers(self) -> list[str] | None:
+        """The allowed answers, or None for free text."""
+        if self.cfg.ans2label_file:
+            return read_answers(self.cfg.ans2label_file)
+        if self.cfg.ans2label_dict:
+            return parse_answers(self.cfg.ans2label_dict, "--ans2label-dict")
+        return None
+
+    @cached_property
+    def answer_ids(self) -> list[list[int]]:
+        """Token ids of the allowed answers, without `<s>` and `</s>`."""
+        instruction, slot, vocabulary = self.instruction, self.answer_slot, self.vocabulary
+        return [instruction.encode_target({slot: answer}, vocabulary) for answer in self.answers or []]
+
+    @cached_property
+    def trie(self) -> AnswerTrie | None:
+        """The allowed answers as a tree of tokens."""
+        if self.answers is None:
+            return None
+        return AnswerTrie(self.answer_ids, self.vocabulary.eos, len(self.vocabulary))
+
+    def options_adopted(self) -> None:
+        """See `OFATask.options_adopted`."""
+        super().options_adopted()
+        for name in ("answers", "answer_ids", "trie"):
+            self.__dict__.pop(name, None)
+
+    def answer_space(self) -> AnswerSpace | None:
+        """The allowed answers."""
+        return self.trie or super().answer_space()
+
+    def is_allowed(self, answer: str) -> bool:
+        """Whether an answer may be given."""
+        return self.answers is None or answer in self._answer_set
+
+    @cached_property
+    def _answer_set(self) -> set[str]:
+        return set(self.answers or ())
+
+    def cut_target(self, tokens: list[int]) -> list[int]:
+        """Free answers are cut to `--max-tgt-length` tokens, as released; allowed ones never are."""
+        return tokens if self.answers is not None else tokens[: self.cfg.max_tgt_length]
+
+    # -- generation -----------------------------------------------------------------------------------
+
+    def build_generator(
+        self,
+        models: Sequence[Any],
+        args: Any,
+        seq_gen_cls: Any = None,
+        extra_gen_cls_kwargs: dict[str, Any] | None = None,
+        prefix_allowed_tokens_fn: Any = None,
+    ) -> Any:
+        """All-candidate scoring where answers are a closed set and nothing asks for beam search."""
+        cfg = self.cfg
+        beam = cfg.beam_search_vqa_eval or cfg.val_inference_type == "beamsearch" or cfg.zero_shot
+        if self.answers is None or beam:
+            if cfg.candidates:
+                raise ValueError(
+                    "--candidates needs a closed set of answers and --val-inference-type allcand"
+                )
+            return super().build_generator(
+                models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
+            )
+        self.prepare_models(models)
+        return CandidateScorer(
+            models, self.dictionary, self.answer_ids, cfg.valid_batch_size, cfg.candidate_memory
+        )
+
+    def inference_step(
+        self,
+        generator: Any,
+        models: Sequence[Any],
+        sample: dict[str, Any],
+        prefix_tokens: Tensor | None = None,
+        constraints: Tensor | None = None,
+    ) -> list[list[dict[str, Tensor]]]:
+        """See `OFATask.inference_step`; with `--candidates`, also list all answers."""
+        hypotheses = super().inference_step(generator, models, sample, prefix_tokens, constraints)
+        if self.generating and self.cfg.candidates:
+            self._write_candidates(Path(self.cfg.candidates), sample["id"].tolist(), hypotheses)
+        return hypotheses
+
+    def _write_candidates(
+        self, path: Path, ids: Sequence[str], hypotheses: list[list[dict[str, Tensor]]]
+    ) -> None:
+        mode = "a" if self._candidates_begun else "w"
+        self._candidates_begun = True
+        with path.open(mode, encoding="utf-8") as file:
+            for row_id, row in zip(ids, hypotheses):
+                probabilities = torch.stack([h["score"] for h in row]).exp().tolist()
+                answers = [self.decode(h["tokens"]).strip() for h in row]
+                entry = {"id": row_id, "answers": dict(zip(answers, probabilities))}
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    _candidates_begun = False

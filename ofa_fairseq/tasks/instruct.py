@@ -1,0 +1,180 @@
+"""A task that is written as one line: `--instruction '[image:photo] ... -> [text:answer]' --columns id,photo,...`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from fairseq.tasks import register_task
+from PIL.Image import Image
+
+from ..data.boxes import BoxFrame, parse_box
+from ..data.example import Example
+from ..data.images import decode_image
+from ..data.text_normalize import pre_caption, split_references
+from ..generation.answer_space import AnswerSpace, TokenRange
+from ..instruction import TEXT_TYPES, Instruction, Slot, parse
+from ..metrics.row_metrics import RowMetric, row_metric
+from ..metrics.vqa_accuracy import parse_answer
+from .answer_task import AnswerTask, AnswerTaskConfig
+
+BOX_LENGTH = 4
+
+
+@dataclass
+class InstructConfig(AnswerTaskConfig):
+    """Options of a task that is written as one line."""
+
+    instruction: str = field(
+        default="", metadata={"help": "the task, e.g. '[image:photo] what is it? -> [text:name]'"}
+    )
+    columns: str = field(
+        default="", metadata={"help": "names of the selected columns, e.g. id,photo,name; one must be id"}
+    )
+    answers: Optional[str] = field(
+        default=None, metadata={"help": "file of the allowed answers, as --ans2label-file"}
+    )
+    metric: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "score outputs in validation: accuracy, vqa, cider, rouge_l, box_accuracy, box_iou, or your own"
+            " package.module:function; logged as score"
+        },
+    )
+    prompt_type: str = field(
+        default="none", metadata={"help": "what the decoder starts with: none, src or prev_output"}
+    )
+    max_image_size: Optional[int] = field(
+        default=None,
+        metadata={"help": "boxes: what the last bin stands for, in pixels (default: --patch-image-size)"},
+    )
+    normalize_text: bool = field(
+        default=False,
+        metadata={
+            "help": "prepare source texts as releases do: lower case, - and / as spaces, --max-src-length words"
+        },
+    )
+
+
+@register_task("instruct", dataclass=InstructConfig)
+class InstructTask(AnswerTask):
+    """Any task that one instruction says; its slots are filled from the columns of the same names.
+
+    A column holds, by the type of its slot: a picture (base64 or a path); text; a label; a box `x0,y0,x1,y1` in pixels
+    of the first picture; image codes between spaces. The column of a text or label that is the whole target may hold
+    several references, `a&&b`, also with confidences, `0.6|!+a&&1.0|!+b`: the one of highest confidence (the first of
+    equals) is learnt, all count when outputs are scored.
+    """
+
+    cfg: InstructConfig
+
+    def __init__(self, cfg: InstructConfig) -> None:
+        if not cfg.instruction or not cfg.columns:
+            raise ValueError("task instruct needs --instruction and --columns, see docs/add_a_task.md")
+        cfg.ans2label_file = cfg.answers or cfg.ans2label_file
+        super().__init__(cfg)
+        if self.answers is not None and not self.answer_slot:
+            raise ValueError("--answers: expected a target that is one text or label slot")
+        self._validation_metric = row_metric(cfg.metric, cfg.num_bins) if cfg.metric else None
+
+    @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names given.
+
+        Raises:
+            ValueError: if a name is there twice, or none is id.
+        """
+        names = tuple(name.strip() for name in self.cfg.columns.split(","))
+        if len(set(names)) < len(names) or "id" not in names:
+            raise ValueError(f"--columns {self.cfg.columns}: expected different names, one of them id")
+        return names
+
+    def build_instruction(self) -> Instruction:
+        """The one given."""
+        return parse(self.cfg.instruction)
+
+    @property
+    def answer_slot(self) -> str:  # type: ignore[override]
+        """The text or label that is the whole target, or nothing."""
+        slots = self.instruction.slots("target")
+        return slots[0].name if len(slots) == 1 and slots[0].type in TEXT_TYPES else ""
+
+    def example(self, row: dict[str, str], split: str, root: Path) -> Example:
+        """See `OFATask.example`.
+
+        In a split that is neither train nor valid an empty target column makes a row that is not scored.
+        """
+        source, target = self.instruction.slots("source"), self.instruction.slots("target")
+        pictures = [decode_image(row[slot.name], root) for slot in source if slot.type == "image"]
+        values = {slot.name: self._value(slot, row, pictures) for slot in source if slot.type != "image"}
+        if self.cfg.normalize_text:
+            values |= {
+                slot.name: pre_caption(row[slot.name], self.cfg.max_src_length)
+                for slot in source
+                if slot.type in TEXT_TYPES
+            }
+        more: dict[str, Any] = {"answers": self.trie}
+        missing = [slot.name for slot in target if not row[slot.name].strip()]
+        if missing and split.startswith(("train", "valid")):
+            raise ValueError(f"the column {missing[0]} is empty")
+        if not missing:
+            more |= self._target(target, row, pictures, values)
+        return self.make_example(row["id"], values, pictures, self.cfg.prompt_type, learn=not missing, **more)
+
+    def _target(
+        self, slots: tuple[Slot, ...], row: dict[str, str], pictures: list[Image], values: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Fills `values`; returns references and weight."""
+        if self.answer_slot:
+            texts = [text for text in split_references(row[self.answer_slot]) if text.strip()]
+            rated = [parse_answer(text) for text in texts]
+            allowed = [(answer, confidence) for answer, confidence in rated if self.is_allowed(answer)]
+            if not allowed:
+                raise ValueError(f"{row[self.answer_slot]!r} is not in the answer list")
+            values[self.answer_slot], weight = max(allowed, key=lambda pair: pair[1])
+            return {
+                "references": texts if self._weighs else [answer for answer, _ in rated],
+                "weight": weight,
+            }
+        values |= {slot.name: self._value(slot, row, pictures) for slot in slots}
+        if [slot.type for slot in slots] == ["box"]:
+            units = self._frame(pictures).to_units(parse_box(row[slots[0].name], pictures[0].size))
+            return {"references": [",".join(f"{unit:.6f}" for unit in units)]}
+        code_target = any(slot.type == "codes" for slot in slots)
+        return {"references": [self.instruction.fill("target", values).strip()], "code_target": code_target}
+
+    @property
+    def _weighs(self) -> bool:
+        return self.cfg.metric == "vqa"
+
+    def _value(self, slot: Slot, row: dict[str, str], pictures: list[Image]) -> Any:
+        text = row[slot.name]
+        if slot.type == "box":
+            if not pictures:
+                raise ValueError(f"{slot} needs a picture that it is a box of")
+            units = self._frame(pictures).to_units(parse_box(text, pictures[0].size))
+            return self.vocabulary.quantize(units, 1.0)
+        if slot.type == "codes":
+            try:
+                return [int(code) for code in text.split()]
+            except ValueError:
+                raise ValueError(f"{slot}: expected image codes between spaces, got {text[:40]!r}") from None
+        return text
+
+    def _frame(self, pictures: list[Image]) -> BoxFrame:
+        width, height = pictures[0].size
+        side = self.cfg.patch_image_size
+        return BoxFrame(width, height, side, self.cfg.max_image_size or side)
+
+    def answer_space(self) -> AnswerSpace | None:
+        """The answers; four bins where the target is a box; codes where it is codes."""
+        types = [slot.type for slot in self.instruction.slots("target")]
+        vocabulary = self.vocabulary
+        if types == ["box"] and len(self.instruction.target) == 1:
+            return TokenRange(*vocabulary.bin_range, len(vocabulary), BOX_LENGTH, vocabulary.eos)
+        if types == ["codes"] and len(self.instruction.target) == 1:
+            return TokenRange(*vocabulary.code_range, len(vocabulary))
+        return super().answer_space()
+
+    def validation_metric(self) -> RowMetric | None:
+        """`--metric`."""
+        return self._validation_metric
