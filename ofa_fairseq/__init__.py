@@ -1,5 +1,14 @@
 """OFA as a fairseq plugin. Importing this package registers everything; nothing else happens at import."""
 
+import logging
+import warnings
+
+with warnings.catch_warnings():
+    # Two notes that fairseq makes while it is imported; neither is for users of this package.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
+    import fairseq.tasks  # noqa: F401
+
 from .criterions import label_smoothed
 from .metrics import caption_scorers, row_scorers
 from .models import ofa

@@ -14,13 +14,12 @@ The released GPT-2 files, 8,192 codes and 1,000 bins make the 59,457 entries of 
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 from urllib.request import urlopen
 
-import numpy as np
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from sentencepiece import SentencePieceProcessor
@@ -200,26 +199,6 @@ class Vocabulary:
     def bins(self, ids: Iterable[int]) -> list[int]:
         """Bins of token ids in `bin_range`."""
         return _shift(ids, self.bin_range, -self.bin_range[0], "token id of a bin")
-
-    def quantize(self, values: Sequence[float], max_value: float) -> list[int]:
-        """Bins of coordinates in [0, max_value]: round(v / max_value * (num_bins - 1)), halves to even.
-
-        In single precision like the original, so that what lies halfway between two bins falls on the same
-        side.
-
-        Raises:
-            ValueError: a value lies outside the range by more than single precision's rounding error.
-        """
-        slack = 1e-6 * max_value
-        for value in values:
-            if not -slack <= value <= max_value + slack:
-                raise ValueError(f"coordinate {value} lies outside [0, {max_value}]")
-        scaled = np.asarray(values, np.float32) / np.float32(max_value) * np.float32(self.num_bins - 1)
-        return np.rint(scaled).astype(int).tolist()
-
-    def dequantize(self, bins: Iterable[int], max_value: float) -> list[float]:
-        """Coordinates in [0, max_value] that the bins stand for, within half a bin of what was quantised."""
-        return [bin_ / (self.num_bins - 1) * max_value for bin_ in bins]
 
     @property
     def bpe(self) -> "SymbolBPE":

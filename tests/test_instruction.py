@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ofa_fairseq.data.boxes import BoxFrame
 from ofa_fairseq.data.text_normalize import pre_caption, pre_question, strip_punctuation
 from ofa_fairseq.instruction import RELEASED, InstructionError, Slot, Value, parse
 from ofa_fairseq.vocabulary import Vocabulary
@@ -276,9 +277,8 @@ def test_released_rows(released_vocabulary: Vocabulary, reference_dir: Path) -> 
     for case in cases:
         name, values = row_values(case)
         if "region" in values:
-            values["region"] = released_vocabulary.quantize(
-                values["region"], case["options"]["max_image_size"]
-            )
+            span = case["options"]["max_image_size"]  # these boxes are in pixels of the resized picture
+            values["region"] = BoxFrame(span, span, span, span, 1000).quantize(tuple(values["region"]))
         instruction = parse(RELEASED[name])
         assert [0, *instruction.encode_source(values, released_vocabulary), 2] == case["source"], case["row"]
         target = [token for token in case["target"] if token != 1]

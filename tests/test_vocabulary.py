@@ -182,31 +182,6 @@ def test_numbers_out_of_range_are_refused(small: Vocabulary, call: str) -> None:
             getattr(small, call)([start, number])
 
 
-@given(max_value=st.integers(1, 2000), share=st.floats(0, 1))
-def test_quantize_is_within_half_a_bin(boxes: Vocabulary, max_value: int, share: float) -> None:
-    value = share * max_value
-    (bin_,) = boxes.quantize([value], max_value)
-    assert abs(boxes.dequantize([bin_], max_value)[0] - value) <= max_value / 999 / 2 * (1 + 1e-3)
-
-
-@given(values=st.lists(st.floats(0, 512, width=32)))
-def test_quantize_equals_single_precision_tensors(boxes: Vocabulary, values: list[float]) -> None:
-    expected = (torch.tensor(values, dtype=torch.float32) / 512 * 999).round()
-    assert boxes.quantize(values, 512) == expected.long().tolist()
-
-
-def test_quantize_ends_and_ties(boxes: Vocabulary) -> None:
-    assert boxes.quantize([0, 256, 512], 512) == [0, 500, 999]  # 499.5 goes to the even bin
-    assert boxes.quantize([512.00006], 512) == [999]  # 60 * float32(512 / 60) overshoots
-    assert boxes.dequantize([0, 999], 512) == [0, 512]
-
-
-@pytest.mark.parametrize("value", [-0.5, 512.5, float("nan"), float("inf")])
-def test_quantize_refuses_what_lies_outside(boxes: Vocabulary, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"coordinate {value} lies outside \[0, 512\]"):
-        boxes.quantize([1.0, value], 512)
-
-
 def test_counts_too_small(sentencepiece_dir: Path) -> None:
     assert Vocabulary.load(str(sentencepiece_dir), num_codes=0).codes([]) == []
     for num_codes, num_bins in ((-1, 2), (0, 1)):

@@ -1,5 +1,6 @@
 """Boxes as they stand in a TSV column: `x0,y0,x1,y1` in pixels of the stored picture."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,19 +32,33 @@ def parse_box(text: str, size: tuple[int, int]) -> Box:
 
 
 class BoxFrame(NamedTuple):
-    """How boxes of a picture become bins: its sides are stretched to `side` pixels, of which `span` make all bins."""
+    """How boxes of a picture become bins.
+
+    The picture is stretched to `side` x `side` pixels, and the last bin stands for pixel `span` of them.
+    """
 
     width: int
     height: int
     side: int  # --patch-image-size
-    span: int  # --max-image-size, what the last bin stands for
+    span: int  # --max-image-size
+    num_bins: int
 
-    def to_units(self, box: Box) -> list[float]:
-        """Coordinates in units of the last bin, 0 to side / span; in single precision, as released."""
+    def to_bins(self, box: Box) -> list[float]:
+        """Coordinates in units of bins, not rounded; in single precision, as released."""
         scale = np.array([self.side / self.width, self.side / self.height] * 2, np.float32)
-        return (np.asarray(box, np.float32) * scale / np.float32(self.span)).tolist()
+        resized = np.asarray(box, np.float32) * scale
+        return (resized / np.float32(self.span) * np.float32(self.num_bins - 1)).tolist()
 
-    def to_pixels(self, units: list[float]) -> list[float]:
-        """The inverse of `to_units`."""
-        scale = [self.width / self.side * self.span, self.height / self.side * self.span] * 2
-        return [unit * factor for unit, factor in zip(units, scale)]
+    def quantize(self, box: Box) -> list[int]:
+        """The nearest bins, halves to even."""
+        return np.rint(self.to_bins(box)).astype(int).tolist()
+
+    def to_pixels(self, bins: Sequence[float]) -> list[float]:
+        """The inverse of `to_bins`."""
+        scale = [self.width / self.side, self.height / self.side] * 2
+        return [bin_ / (self.num_bins - 1) * self.span * factor for bin_, factor in zip(bins, scale)]
+
+
+def box_text(bins: Sequence[float]) -> str:
+    """A box in units of bins as a reference that outputs are scored against."""
+    return ",".join(f"{bin_:.4f}" for bin_ in bins)

@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ MAX_PIXELS = 178_956_970
 _MAX_PATH_CHARACTERS = 1024
 
 _BASE64_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_="
+_DATA_URL_HEADER = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)  # RFC 2397
 _URL_SAFE_TO_PLAIN = bytes.maketrans(b"-_", b"+/")
 
 
@@ -26,17 +28,21 @@ def decode_image(value: str, root: Path) -> Image.Image:
     """The RGB picture that a TSV column holds.
 
     Text of up to 1024 characters is a path if a character belongs to neither base64 alphabet (a dot, say)
-    or if such a file exists; all else is base64. Conversion is PIL's ``convert("RGB")``; EXIF rotation is
-    ignored, as it was when the released checkpoints were trained.
+    or if such a file exists; all else is base64, and so is what follows the header of a data URL
+    (``data:image/png;base64,``). White space around the text is dropped. Conversion is PIL's
+    ``convert("RGB")``; EXIF rotation is ignored, as it was when the released checkpoints were trained.
 
     Args:
-        value: base64 in the URL-safe or the plain alphabet, padding optional; or a path.
+        value: base64 in the URL-safe or the plain alphabet, padding optional, after the header of a data
+            URL or without one; or a path.
         root: the folder that a relative path starts from (the TSV file's).
 
     Raises:
         ImageError: broken base64, missing file, unknown or damaged format, truncated, more than MAX_PIXELS.
     """
-    data = _read_bytes(value, root)
+    value = value.strip()
+    header = _DATA_URL_HEADER.match(value)
+    data = _decode_base64(value[header.end() :]) if header else _read_bytes(value, root)
     if not data:
         raise ImageError("the image is empty")
     try:
@@ -61,17 +67,25 @@ def encode_image(image: Image.Image, format: Literal["PNG", "JPEG"] = "PNG", qua
 
 
 def _read_bytes(value: str, root: Path) -> bytes:
-    encoded = value.encode()
-    foreign = encoded.translate(None, delete=_BASE64_CHARACTERS).decode()
     if len(value) <= _MAX_PATH_CHARACTERS:
         path = os.path.join(root, value)
-        if foreign or os.path.isfile(path):
+        if _foreign_characters(value) or os.path.isfile(path):
             return _read_file(path)
+    return _decode_base64(value)
+
+
+def _foreign_characters(value: str) -> str:
+    """Those that are in neither base64 alphabet."""
+    return value.encode().translate(None, delete=_BASE64_CHARACTERS).decode()
+
+
+def _decode_base64(value: str) -> bytes:
+    foreign = _foreign_characters(value)
     if foreign:
         raise ImageError(f"broken base64: {foreign[0]!r} at character {value.index(foreign[0]) + 1}")
+    encoded = value.encode().translate(_URL_SAFE_TO_PLAIN) + b"=" * (-len(value) % 4)
     try:
-        padding = b"=" * (-len(encoded) % 4)
-        return binascii.a2b_base64(encoded.translate(_URL_SAFE_TO_PLAIN) + padding, strict_mode=True)
+        return binascii.a2b_base64(encoded, strict_mode=True)
     except binascii.Error as error:
         raise ImageError(f"neither base64 ({error}) nor the path of a file") from error
 

@@ -3,6 +3,7 @@
 The byte offset of every row is found once and kept in a small index file that all processes map into memory.
 """
 
+import codecs
 import hashlib
 import logging
 import os
@@ -27,6 +28,7 @@ _HEADER = 3
 _BLOCK_BYTES = 1 << 20
 _PROGRESS_BAR_FROM_BYTES = 1 << 28
 _ROWS_TO_COUNT_COLUMNS = 5
+_INDEX_SUFFIX = ".ofa_index"  # `.index` is what the original OFA calls its own, which may lie there too
 # One read returns at most 2 GiB on Linux, and a longer "row" means that the file is no TSV.
 _MAX_ROW_BYTES = 1 << 30
 
@@ -45,11 +47,12 @@ class RowError(ValueError):
 class TsvFile:
     """Rows of a header-less TSV file without quoting, each a list of strings.
 
-    A row ends at ``\\n`` alone; one ``\\r`` before it is dropped, any other stays. Reads are positional, so
-    threads and forked processes may share an instance; pickled it holds a path and a few numbers.
+    A row ends at ``\\n`` alone; one ``\\r`` before it is dropped, any other stays. A UTF-8 byte order mark at the
+    start of the file is dropped too. Reads are positional, so threads and forked processes may share an
+    instance; pickled it holds a path and a few numbers.
 
     Args:
-        path: the file; its index is cached as ``<path>.index`` or, where that can't be written, under
+        path: the file; its index is cached as ``<path>.ofa_index`` or, where that can't be written, under
             ``$XDG_CACHE_HOME``.
         selected_columns: which columns a row has, counted from 0 and in this order; None takes all.
 
@@ -117,7 +120,8 @@ class TsvFile:
                 f"{self.path}, row {row + 1}: the file is not the one that was indexed; "
                 f"delete its index ({' or '.join(map(str, _index_places(self.path)))}) and start again"
             )
-        return line.removesuffix(b"\n").removesuffix(b"\r")
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
+        return line if row else line.removeprefix(codecs.BOM_UTF8)
 
     # The two handles are opened when first needed, so anew in a process that unpickles the object.
     @cached_property
@@ -145,31 +149,31 @@ def parse_columns(text: str | None) -> list[int] | None:
     return [int(column) for column in text.split(",")]
 
 
-class _Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """What tells one state of a file from another."""
 
     size: int
     mtime_ns: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> "_Stamp":
+    def of(cls, status: os.stat_result) -> "FileStamp":
         return cls(status.st_size, status.st_mtime_ns)
 
 
-def _check_file(path: Path) -> _Stamp:
+def _check_file(path: Path) -> FileStamp:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such TSV file")
     if not path.is_file():
         raise ValueError(f"{path}: expected a TSV file, this is a folder or a device")
-    stamp = _Stamp.of(path.stat())
+    stamp = FileStamp.of(path.stat())
     if stamp.size == 0:
         raise ValueError(f"{path}: expected a TSV file with at least one row, this file is empty")
     return stamp
 
 
-def _open_unchanged(path: Path, stamp: _Stamp) -> FileIO:
+def _open_unchanged(path: Path, stamp: FileStamp) -> FileIO:
     file = open(path, "rb", buffering=0)  # noqa: SIM115 - lives as long as its TsvFile
-    if _Stamp.of(os.fstat(file.fileno())) != stamp:
+    if FileStamp.of(os.fstat(file.fileno())) != stamp:
         file.close()
         raise RuntimeError(f"{path} has changed since it was opened; start again")
     return file
@@ -181,7 +185,7 @@ def _preview(line: bytes) -> str:
     return ", ".join(repr(column if len(column) <= 20 else column[:20] + "…") for column in columns)
 
 
-def _load_offsets(path: Path, stamp: _Stamp) -> np.ndarray:
+def _load_offsets(path: Path, stamp: FileStamp) -> np.ndarray:
     """Row starts and the end of the last row [rows + 1], from the cached index or a new one."""
     places = _index_places(path)
     for place in places:
@@ -209,10 +213,13 @@ def _index_places(path: Path) -> list[Path]:
     """Where the index may lie: beside the file, or in the user's cache when that folder is read-only."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     name = hashlib.sha256(os.fsencode(path)).hexdigest()
-    return [path.with_name(f"{path.name}.index"), cache / "ofa_fairseq" / "tsv_index" / f"{name}.index"]
+    return [
+        path.with_name(path.name + _INDEX_SUFFIX),
+        cache / "ofa_fairseq" / "tsv_index" / (name + _INDEX_SUFFIX),
+    ]
 
 
-def _read_index(place: Path, stamp: _Stamp) -> np.ndarray | None:
+def _read_index(place: Path, stamp: FileStamp) -> np.ndarray | None:
     """Memory-mapped offsets, or None if there is no whole index for this state of the TSV file."""
     try:
         values = np.memmap(place, dtype="<i8", mode="r").view(np.ndarray)
@@ -225,7 +232,7 @@ def _read_index(place: Path, stamp: _Stamp) -> np.ndarray | None:
     return offsets
 
 
-def _write_index(place: Path, path: Path, stamp: _Stamp) -> None:
+def _write_index(place: Path, path: Path, stamp: FileStamp) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(place, "wb") as file:  # several processes may build it at once
         file.write(np.array([_MAGIC, *stamp, 0], dtype="<i8").tobytes())
@@ -233,7 +240,7 @@ def _write_index(place: Path, path: Path, stamp: _Stamp) -> None:
             file.write(ends.astype("<i8").tobytes())
 
 
-def _row_ends(path: Path, stamp: _Stamp) -> Iterator[np.ndarray]:
+def _row_ends(path: Path, stamp: FileStamp) -> Iterator[np.ndarray]:
     """The offset behind each row, an array for each block of the file."""
     block = bytearray(_BLOCK_BYTES)
     values = np.frombuffer(block, dtype=np.uint8)

@@ -3,10 +3,10 @@
 A box is a text, x0, y0 (top left) and x1, y1 (bottom right), in one of two forms:
 
     35.5,20.0,210.25,400.0                  four numbers, separated by commas or spaces
-    <bin_68><bin_39><bin_410><bin_781>      four coordinate bins, spaces between them or not: bin / (num_bins - 1)
+    <bin_68><bin_39><bin_410><bin_781>      four coordinate bins, spaces between them or not: their numbers
 
 All boxes of a row must be in the same unit. Which one does not matter: stretching an axis multiplies every area by
-the same number, so pixels and fractions of the picture's width and height give the same IoU.
+the same number, so pixels and bins (before they are rounded) give the same IoU.
 """
 
 import re
@@ -28,12 +28,11 @@ _SEPARATOR = re.compile(r"\s*,\s*|\s+")
 _NOWHERE: Box = (0.0, 0.0, 0.0, 0.0)
 
 
-def parse_box(text: str, num_bins: int) -> Box | None:
-    """The box that a text stands for, None if it is none: other words, other counts, NaN, a bin that does not exist."""
+def parse_box(text: str) -> Box | None:
+    """The box that a text stands for, None if it is none: other words, other counts, NaN."""
     text = text.strip()
     if bins := _BINS.fullmatch(text):
-        numbers = [int(bin_) for bin_ in bins.groups()]
-        return tuple(bin_ / (num_bins - 1) for bin_ in numbers) if max(numbers) < num_bins else None
+        return tuple(map(float, bins.groups()))
     try:
         box = tuple(float(number) for number in _SEPARATOR.split(text))
     except ValueError:
@@ -41,7 +40,7 @@ def parse_box(text: str, num_bins: int) -> Box | None:
     return box if len(box) == 4 and all(map(isfinite, box)) else None
 
 
-def box_iou(outputs: Sequence[str], references: Sequence[Sequence[str]], num_bins: int) -> Floats:
+def box_iou(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
     """IoU of each output with the best of its references.
 
     0 for an output that is no box, and where one of the two has no area or its corners are swapped.
@@ -49,7 +48,6 @@ def box_iou(outputs: Sequence[str], references: Sequence[Sequence[str]], num_bin
     Args:
         outputs: H texts.
         references: for each output one or more boxes.
-        num_bins: number of coordinate bins in the vocabulary.
 
     Returns:
         H numbers from 0 to 1, float64.
@@ -61,15 +59,15 @@ def box_iou(outputs: Sequence[str], references: Sequence[Sequence[str]], num_bin
     if not outputs:
         return np.zeros(0)
     counts = np.array([len(texts) for texts in references])
-    output_boxes = _corners(parse_box(text, num_bins) or _NOWHERE for text in outputs)
+    output_boxes = _corners(parse_box(text) or _NOWHERE for text in outputs)
     reference_boxes = _corners(
-        _reference_box(text, num_bins, row) for row, texts in enumerate(references) for text in texts
+        _reference_box(text, row) for row, texts in enumerate(references) for text in texts
     )
     pairs = _paired_iou(np.repeat(output_boxes, counts, axis=0), reference_boxes)
     return np.maximum.reduceat(pairs, np.cumsum(counts) - counts)
 
 
-def box_accuracy(outputs: Sequence[str], references: Sequence[Sequence[str]], num_bins: int) -> Floats:
+def box_accuracy(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
     """1.0 for each output whose IoU is at least 0.5 (an intersection without area never is), else 0.0.
 
     The released evaluation adds 1e-6 square pixels to the union. In its single precision this is lost in any union of
@@ -78,15 +76,15 @@ def box_accuracy(outputs: Sequence[str], references: Sequence[Sequence[str]], nu
 
     Arguments, result and errors as of `box_iou`.
     """
-    return (box_iou(outputs, references, num_bins) >= FOUND).astype(np.float64)
+    return (box_iou(outputs, references) >= FOUND).astype(np.float64)
 
 
-def _reference_box(text: str, num_bins: int, row: int) -> Box:
-    box = parse_box(text, num_bins)
+def _reference_box(text: str, row: int) -> Box:
+    box = parse_box(text)
     if box is None:
         raise ValueError(
             f"row {row}: the reference {text!r} is no box: expected four numbers (x0,y0,x1,y1)"
-            f" or four symbols from <bin_0> to <bin_{num_bins - 1}>"
+            " or four bins (<bin_0><bin_0><bin_9><bin_9>)"
         )
     return box
 

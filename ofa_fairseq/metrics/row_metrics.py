@@ -20,7 +20,7 @@ from .vqa_accuracy import vqa_score
 RowMetric = Callable[[Sequence[str], Sequence[Sequence[str]]], Floats]
 
 
-def row_metric(name: str, num_bins: int = 1000) -> RowMetric:
+def row_metric(name: str) -> RowMetric:
     """The metric of this name. It can be pickled, as spawned data workers need.
 
     Args:
@@ -31,15 +31,14 @@ def row_metric(name: str, num_bins: int = 1000) -> RowMetric:
             vqa: confidence of the answer (0 to 1), see `vqa_score`;
             box_accuracy, box_iou: see there (0 to 1);
             package.module:function: a function of your own with this interface.
-        num_bins: number of coordinate bins in the vocabulary, for boxes.
 
     Raises:
         ValueError: there is no such metric, or your own can't be imported.
     """
     metrics: dict[str, RowMetric] = {
         "accuracy": accuracy,
-        "box_accuracy": partial(box_accuracy, num_bins=num_bins),
-        "box_iou": partial(box_iou, num_bins=num_bins),
+        "box_accuracy": box_accuracy,
+        "box_iou": box_iou,
         "cider": _cider,
         "rouge_l": _rouge_l,
         "vqa": vqa_score,

@@ -1,13 +1,10 @@
 """fairseq `--scoring` entries `accuracy`, `vqa` and `box_accuracy`: the row metrics of these names, in per cent."""
 
-from dataclasses import dataclass
-
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
-from omegaconf import II
 
 from ..data.text_normalize import split_references
-from .row_metrics import RowMetric, row_metric
+from .row_metrics import row_metric
 
 
 class RowScorer(BaseScorer):
@@ -23,10 +20,6 @@ class RowScorer(BaseScorer):
     pred: list[str]
     ref: list[list[str]]
 
-    def build_metric(self) -> RowMetric:
-        """The metric; overridden where it has options."""
-        return row_metric(self.metric_name)
-
     def add_string(self, ref: str, pred: str) -> None:
         references = [text for text in split_references(ref) if text.strip()]
         if references:
@@ -34,7 +27,7 @@ class RowScorer(BaseScorer):
             self.pred.append(pred)
 
     def score(self) -> float:
-        return 100 * float(self.build_metric()(self.pred, self.ref).mean()) if self.pred else 0.0
+        return 100 * float(row_metric(self.metric_name)(self.pred, self.ref).mean()) if self.pred else 0.0
 
     def result_string(self) -> str:
         return f"{self.label} = {self.score():.2f} over {len(self.pred)} rows"
@@ -56,20 +49,12 @@ class VqaScorer(RowScorer):
     label = "VQA accuracy"
 
 
-@dataclass
-class BoxAccuracyScorerConfig(FairseqDataclass):
-    num_bins: int = II("task.num_bins")  # without a help text fairseq adds no second --num-bins
-
-
-@register_scorer("box_accuracy", dataclass=BoxAccuracyScorerConfig)
+@register_scorer("box_accuracy", dataclass=FairseqDataclass)
 class BoxAccuracyScorer(RowScorer):
     """Share of outputs whose IoU with the reference is at least 0.5.
 
-    The task writes the exact box as reference: four numbers in units of the last bin, as bins in outputs are read.
+    The task writes the exact box as reference: four numbers in units of bins, as outputs are read.
     """
 
     metric_name = "box_accuracy"
     label = "Acc@0.5"
-
-    def build_metric(self) -> RowMetric:
-        return row_metric(self.metric_name, self.cfg.num_bins)

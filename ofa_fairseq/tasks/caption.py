@@ -1,6 +1,7 @@
 """Image captioning: `[image:picture] what does the image describe? -> [text:caption]`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -54,7 +55,7 @@ class CaptionTask(OFATask):
         if cfg.eval_bleu:
             raise ValueError("--eval-bleu never worked; use fairseq-generate --scoring caption_bleu")
         super().__init__(cfg)
-        self._cider: CiderD | None = None
+        self._cider: RowMetric | None = None
 
     def example(self, row: dict[str, str], split: str, root: Path) -> Example:
         """See `OFATask.example`."""
@@ -82,21 +83,22 @@ class CaptionTask(OFATask):
         if not self.cfg.eval_cider or split == "train":
             return
         if self.cfg.eval_cider_cached_tokens:
-            frequencies = DocumentFrequencies.load(self.cfg.eval_cider_cached_tokens)
+            self._cider = CiderD(DocumentFrequencies.load(self.cfg.eval_cider_cached_tokens)).score
         else:
-            frequencies = DocumentFrequencies.from_references(list(self._references(rows)))
-        self._cider = CiderD(frequencies)
-
-    def _references(self, rows: TsvFile) -> Iterator[list[str]]:
-        """The references of each row that can be read; the dataset lists the others."""
-        column = self.columns.index("caption")
-        for i in range(len(rows)):
-            try:
-                captions = rows[i][column]
-            except RowError:
-                continue
-            yield [self.clean_output(caption) for caption in split_references(captions)]
+            self._cider = cider_over(rows, self.columns.index("caption"), self.clean_output)
 
     def validation_metric(self) -> RowMetric | None:
         """CIDEr-D with `--eval-cider`."""
-        return None if self._cider is None else self._cider.score
+        return self._cider
+
+
+def cider_over(rows: TsvFile, column: int, clean: Callable[[str], str]) -> RowMetric:
+    """CIDEr-D with document frequencies of all references in a column, cleaned.
+
+    Rows that can't be read are left out; the dataset lists them.
+    """
+    references = []
+    for i in range(len(rows)):
+        with suppress(RowError):
+            references.append([clean(text) for text in split_references(rows[i][column])])
+    return CiderD(DocumentFrequencies.from_references(references)).score

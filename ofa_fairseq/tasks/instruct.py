@@ -7,15 +7,17 @@ from typing import Any, Optional
 from fairseq.tasks import register_task
 from PIL.Image import Image
 
-from ..data.boxes import BoxFrame, parse_box
+from ..data.boxes import BoxFrame, box_text, parse_box
 from ..data.example import Example
 from ..data.images import decode_image
-from ..data.text_normalize import pre_caption, split_references
+from ..data.text_normalize import pre_caption, split_references, strip_punctuation
+from ..data.tsv import TsvFile
 from ..generation.answer_space import AnswerSpace, TokenRange
 from ..instruction import TEXT_TYPES, Instruction, Slot, parse
 from ..metrics.row_metrics import RowMetric, row_metric
 from ..metrics.vqa_accuracy import parse_answer
 from .answer_task import AnswerTask, AnswerTaskConfig
+from .caption import cider_over
 
 BOX_LENGTH = 4
 
@@ -74,7 +76,7 @@ class InstructTask(AnswerTask):
         super().__init__(cfg)
         if self.answers is not None and not self.answer_slot:
             raise ValueError("--answers: expected a target that is one text or label slot")
-        self._validation_metric = row_metric(cfg.metric, cfg.num_bins) if cfg.metric else None
+        self._validation_metric = row_metric(cfg.metric) if cfg.metric else None
 
     @property
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -137,8 +139,8 @@ class InstructTask(AnswerTask):
             }
         values |= {slot.name: self._value(slot, row, pictures) for slot in slots}
         if [slot.type for slot in slots] == ["box"]:
-            units = self._frame(pictures).to_units(parse_box(row[slots[0].name], pictures[0].size))
-            return {"references": [",".join(f"{unit:.6f}" for unit in units)]}
+            box = parse_box(row[slots[0].name], pictures[0].size)
+            return {"references": [box_text(self._frame(pictures).to_bins(box))]}
         code_target = any(slot.type == "codes" for slot in slots)
         return {"references": [self.instruction.fill("target", values).strip()], "code_target": code_target}
 
@@ -151,8 +153,7 @@ class InstructTask(AnswerTask):
         if slot.type == "box":
             if not pictures:
                 raise ValueError(f"{slot} needs a picture that it is a box of")
-            units = self._frame(pictures).to_units(parse_box(text, pictures[0].size))
-            return self.vocabulary.quantize(units, 1.0)
+            return self._frame(pictures).quantize(parse_box(text, pictures[0].size))
         if slot.type == "codes":
             try:
                 return [int(code) for code in text.split()]
@@ -163,7 +164,7 @@ class InstructTask(AnswerTask):
     def _frame(self, pictures: list[Image]) -> BoxFrame:
         width, height = pictures[0].size
         side = self.cfg.patch_image_size
-        return BoxFrame(width, height, side, self.cfg.max_image_size or side)
+        return BoxFrame(width, height, side, self.cfg.max_image_size or side, self.cfg.num_bins)
 
     def answer_space(self) -> AnswerSpace | None:
         """The answers; four bins where the target is a box; codes where it is codes."""
@@ -174,6 +175,17 @@ class InstructTask(AnswerTask):
         if types == ["codes"] and len(self.instruction.target) == 1:
             return TokenRange(*vocabulary.code_range, len(vocabulary))
         return super().answer_space()
+
+    def prepare_split(self, split: str, rows: TsvFile) -> None:
+        """For CIDEr-D, count the references' n-grams."""
+        if self.cfg.metric == "cider" and split != "train" and self.answer_slot:
+            self._validation_metric = cider_over(
+                rows, self.columns.index(self.answer_slot), strip_punctuation
+            )
+
+    def clean_output(self, text: str) -> str:
+        """Without punctuation where CIDEr-D reads it."""
+        return strip_punctuation(text) if self.cfg.metric == "cider" else text.strip()
 
     def validation_metric(self) -> RowMetric | None:
         """`--metric`."""

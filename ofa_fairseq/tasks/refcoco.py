@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fairseq.tasks import register_task
 
-from ..data.boxes import BoxFrame, parse_box
+from ..data.boxes import BoxFrame, box_text, parse_box
 from ..data.example import Example
 from ..data.images import decode_image
 from ..data.text_normalize import pre_caption
@@ -54,9 +54,9 @@ class RefcocoTask(OFATask):
         values: dict = {"phrase": phrase}
         references = []
         if region or split == "train":
-            units = self.box_frame(picture.size).to_units(parse_box(region, picture.size))
-            values["region"] = self.vocabulary.quantize(units, 1.0)
-            references = [",".join(f"{unit:.6f}" for unit in units)]
+            box, frame = parse_box(region, picture.size), self.box_frame(picture.size)
+            values["region"] = frame.quantize(box)
+            references = [box_text(frame.to_bins(box))]
         return self.make_example(row["id"], values, [picture], learn=bool(references), references=references)
 
     def box_frame(self, size: tuple[int, int]) -> BoxFrame:
@@ -67,7 +67,7 @@ class RefcocoTask(OFATask):
                 f" {self.cfg.patch_image_size}: bins would not reach to the picture's end"
             )
         width, height = size
-        return BoxFrame(width, height, self.cfg.patch_image_size, self.cfg.max_image_size)
+        return BoxFrame(width, height, self.cfg.patch_image_size, self.cfg.max_image_size, self.cfg.num_bins)
 
     def answer_space(self) -> AnswerSpace | None:
         """Four bins; training is not restricted, as released."""
@@ -76,4 +76,4 @@ class RefcocoTask(OFATask):
 
     def validation_metric(self) -> RowMetric | None:
         """Acc@0.5 with `--eval-acc`."""
-        return row_metric("box_accuracy", self.cfg.num_bins) if self.cfg.eval_acc else None
+        return row_metric("box_accuracy") if self.cfg.eval_acc else None

@@ -1,6 +1,8 @@
 import base64
 import logging
 import multiprocessing
+import os
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -74,7 +76,7 @@ def test_every_kind_is_skipped_and_listed_with_its_reason(
         assert expected in reason
     named = [record.message for record in caplog.records if record.message.startswith("skipped")]
     assert named == [f"skipped {path}, row {row}: {reason}" for path, row, reason in entries[:NAMED_IN_LOG]]
-    assert f"all are listed in {file.with_name('bad_rows.tsv')}" in caplog.text
+    assert f"all are listed in {file.with_name('bad_rows.tsv')}," in caplog.text
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -89,31 +91,96 @@ def test_strict_data_stops_with_the_same_message(kind: str, tmp_path: Path, sent
     assert str(caught.value) == f"{path}, row {row}: {reason}"
 
 
-def test_rows_are_listed_once_over_epochs_and_runs(file: Path, sentencepiece_dir: Path) -> None:
-    for _ in range(2):  # runs
-        dataset = dataset_of(file, sentencepiece_dir)
-        for _ in range(2):  # epochs
-            assert sum(dataset[i] is None for i in range(len(dataset))) == len(BAD)
+def errors(first: int, last: int) -> list[RowError]:
+    return [RowError(Path("rows.tsv"), row, f"reason {row}") for row in range(first, last + 1)]
+
+
+def lines(first: int, last: int) -> list[str]:
+    return [f"rows.tsv\t{row}\treason {row}" for row in range(first, last + 1)]
+
+
+def add_all(rows: BadRows, first: int, last: int) -> None:
+    for error in errors(first, last):
+        rows.add(error)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "bad_rows.tsv"
+
+
+@pytest.fixture
+def earlier(path: Path) -> Path:
+    """The list, as a run a minute ago left it: rows 1 to 3."""
+    add_all(BadRows(path), 1, 3)
+    a_minute_ago = path.stat().st_mtime - 60
+    os.utime(path, (a_minute_ago, a_minute_ago))
+    return path
+
+
+def test_rows_are_listed_once_over_epochs(file: Path, sentencepiece_dir: Path) -> None:
+    dataset = dataset_of(file, sentencepiece_dir)
+    for _ in range(2):  # epochs
+        assert sum(dataset[i] is None for i in range(len(dataset))) == len(BAD)
     assert len(listed(file)) == len(BAD)
 
 
-def add_rows(path: Path, first: int) -> None:
-    rows = BadRows(path)
-    for i in range(first, first + 60):
-        rows.add(RowError(Path("rows.tsv"), i + 1, f"reason {i}"))
+def test_a_new_run_has_its_own_warnings_and_its_own_list(
+    earlier: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows 1 and 2 were mended since, row 3 was not."""
+    rows = BadRows(earlier)
+    assert earlier.read_text().splitlines() == lines(1, 3), "kept until there is something to list"
+    caplog.clear()
+    add_all(rows, 3, 10)
+    add_all(rows, 3, 10)
+    assert earlier.read_text().splitlines() == lines(3, 10)
+    where, *named = [record.message for record in caplog.records]
+    assert str(earlier) in where
+    assert named == [f"skipped {error}" for error in errors(3, 3 + NAMED_IN_LOG - 1)]
+    assert rows.summary().startswith(
+        f"8 are listed in {earlier}, the first: rows.tsv, 3, reason 3; rows.tsv, 4,"
+    )
 
 
-def test_several_processes_share_the_list(tmp_path: Path) -> None:
-    """Each row is added by two or three of four processes at once."""
-    path = tmp_path / "folder" / "bad_rows.tsv"
+@pytest.mark.parametrize("spawned", [False, True])
+def test_several_processes_share_the_list(spawned: bool, earlier: Path) -> None:
+    """Each row is added by one to three of four workers of two ranks at once, and again in the next epoch."""
+    ranks = [BadRows(earlier), BadRows(earlier)]
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=add_rows, args=(path, first)) for first in (0, 20, 40, 20)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    lines = path.read_text().splitlines()
-    assert sorted(lines) == sorted(f"rows.tsv\t{i + 1}\treason {i}" for i in range(100))
+    barrier = context.Barrier(4)
+
+    def work(rows: BadRows, first: int) -> None:
+        barrier.wait(60)
+        add_all(rows, first, first + 299)
+
+    for _ in range(2):  # epochs
+        copies = pickle.loads(pickle.dumps(ranks)) if spawned else ranks
+        processes = [
+            context.Process(target=work, args=(copies[i % 2], first))
+            for i, first in enumerate((1, 101, 201, 101))
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert sorted(earlier.read_text().splitlines()) == sorted(lines(1, 500))
+    add_all(ranks[0], 500, 501)
+    assert earlier.read_text().splitlines()[500:] == lines(501, 501)
+
+
+def test_only_what_was_appended_is_read(path: Path) -> None:
+    """What one process has read may even be overwritten without another notice."""
+    ours, theirs = BadRows(path), BadRows(path)
+    add_all(ours, 1, 2)
+    add_all(theirs, 3, 4)
+    add_all(ours, 5, 5)
+    with open(path, "r+") as list_file:
+        list_file.write("X" * len("\n".join(lines(1, 2))))
+    add_all(theirs, 6, 6)
+    add_all(ours, 1, 7)
+    assert path.read_text().splitlines()[1:] == lines(3, 7)
+    assert ours.summary().startswith("7 are listed")
 
 
 def test_a_reason_takes_one_line(tmp_path: Path) -> None:

@@ -45,9 +45,13 @@ DATA = as_bytes(picture(seed=1)) + b"\0" * ((4 - len(as_bytes(picture(seed=1))) 
         base64.b64encode(DATA).decode(),
         url_safe(DATA).rstrip("="),
         base64.b64encode(DATA).decode().rstrip("="),
+        f" \t{url_safe(DATA)} \r",
+        f"data:image/png;base64,{base64.b64encode(DATA).decode()}",
+        f" DATA:image/png;charset=utf-8;BASE64,{url_safe(DATA)} ",
+        f"data:;base64,{base64.b64encode(DATA).decode()}",
     ],
 )
-def test_both_alphabets_with_and_without_padding(tmp_path: Path, value: str) -> None:
+def test_both_alphabets_with_and_without_padding_and_wrapping(tmp_path: Path, value: str) -> None:
     assert set("+/") & set(base64.b64encode(DATA).decode())
     assert url_safe(DATA).endswith("=")
     image = decode_image(value, tmp_path)
@@ -97,7 +101,7 @@ def test_encoded_jpeg_begins_like_an_absolute_path_but_is_base64(tmp_path: Path)
 def test_paths(tmp_path: Path, name: str) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / name).write_bytes(DATA)
-    for value in (name, str(tmp_path / name)):
+    for value in (name, f" {name}\u00a0", str(tmp_path / name)):
         np.testing.assert_array_equal(np.asarray(decode_image(value, tmp_path)), rgb(DATA))
 
 
@@ -128,6 +132,10 @@ LONG = url_safe(as_bytes(picture(size=(64, 64))))
     ("value", "reason"),
     [
         ("", "the image is empty"),
+        (" \t", "the image is empty"),
+        ("data:image/png;base64,", "the image is empty"),
+        ("data:image/png;base64,a.png", "broken base64: '.' at character 2"),
+        ("data:image/svg+xml,%3Csvg%3E", "can't read the image file .*data:image/svg"),
         ("absent.png", "can't read the image file '.*absent.png': No such file"),
         ("/absent/photo.jpg", "can't read the image file '/absent/photo.jpg': No such file"),
         (".", "can't read the image file '.*': Is a directory"),

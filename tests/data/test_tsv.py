@@ -67,6 +67,8 @@ def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         (b"a\n\nb\n\n", [["a"], [""], ["b"], [""]]),
         ("a\u2028b\x0b\x0c\x85\tß\n語\t\U0001f600\n", [["a\u2028b\x0b\x0c\x85", "ß"], ["語", "\U0001f600"]]),
         (b'"a\tb"\n\'c\t"\n', [['"a', 'b"'], ["'c", '"']]),
+        (b"\xef\xbb\xbf0\tb\r\n1\td\n", [["0", "b"], ["1", "d"]]),
+        ("\ufeff\ufeffa\t\ufeffb\n\ufeffc\td\n", [["\ufeffa", "\ufeffb"], ["\ufeffc", "d"]]),
         (b"\n", [[""]]),
         (b"x", [["x"]]),
     ],
@@ -91,7 +93,7 @@ def test_any_bytes_equal_a_plain_split(
 def test_any_rows_written_are_read(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, num_columns: int, line_end: str
 ) -> None:
-    text = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=["Cs"]))
+    text = st.text(st.characters(exclude_characters="\t\n\r\ufeff", exclude_categories=["Cs"]))
     rows = data.draw(st.lists(st.lists(text, min_size=num_columns, max_size=num_columns), min_size=1))
     content = "".join("\t".join(columns) + line_end for columns in rows)
     selected = data.draw(st.lists(st.integers(0, num_columns - 1), min_size=1))
@@ -218,7 +220,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
     row_ends = tsv._row_ends
 
-    def counting(path: Path, stamp: tsv._Stamp) -> Iterator[np.ndarray]:
+    def counting(path: Path, stamp: tsv.FileStamp) -> Iterator[np.ndarray]:
         paths.append(path)
         yield from row_ends(path, stamp)
 
@@ -231,7 +233,14 @@ def test_index_is_made_once(path: Path, scans: list[Path]) -> None:
     for _ in range(3):
         assert all_rows(TsvFile(path)) == [["a"], ["b"], ["c"]]
     assert scans == [path]
-    assert sorted(entry.name for entry in path.parent.iterdir()) == ["rows.tsv", "rows.tsv.index"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["rows.tsv", "rows.tsv.ofa_index"]
+
+
+def test_an_index_of_the_original_is_left_alone(path: Path) -> None:
+    theirs = path.with_name("rows.tsv.index")
+    theirs.write_bytes(pickle.dumps((3, [0, 2, 4])))
+    assert all_rows(TsvFile(write(path, "a\nb\nc\n"))) == [["a"], ["b"], ["c"]]
+    assert pickle.loads(theirs.read_bytes()) == (3, [0, 2, 4])
 
 
 def test_index_of_a_changed_file_is_made_again(path: Path, scans: list[Path]) -> None:
@@ -246,7 +255,7 @@ def test_index_of_a_changed_file_is_made_again(path: Path, scans: list[Path]) ->
 @pytest.mark.parametrize("kept", [0, 5, 8, 24, 32, 39, 40, "garbage", "pickle"])
 def test_damaged_index_is_made_again(path: Path, scans: list[Path], kept: int | str) -> None:
     TsvFile(write(path, "a\nb\nc\n"))
-    index = path.with_name("rows.tsv.index")
+    index = path.with_name("rows.tsv.ofa_index")
     whole = index.read_bytes()
     if isinstance(kept, int):
         index.write_bytes(whole[:kept])
@@ -260,12 +269,12 @@ def test_damaged_index_is_made_again(path: Path, scans: list[Path], kept: int | 
 @pytest.mark.parametrize("offset", [0, 2, 3, 5, 6, 8])
 def test_wrong_offset_within_the_index_is_noticed(path: Path, offset: int) -> None:
     TsvFile(write(path, "a\tb\nc\td\n"))
-    index = path.with_name("rows.tsv.index")
+    index = path.with_name("rows.tsv.ofa_index")
     values = np.fromfile(index, dtype=np.int64)
     assert values[4] == 4
     values[4] = offset
     values.tofile(index)
-    with pytest.raises(RuntimeError, match=r"delete its index \(.*rows.tsv.index or "):
+    with pytest.raises(RuntimeError, match=r"delete its index \(.*rows.tsv.ofa_index or "):
         TsvFile(path)
 
 
@@ -274,7 +283,7 @@ def read_only_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The TSV's folder, refusing new files as a read-only one does (chmod would not keep root out)."""
     write_index = tsv._write_index
 
-    def refusing(place: Path, tsv_path: Path, stamp: tsv._Stamp) -> None:
+    def refusing(place: Path, tsv_path: Path, stamp: tsv.FileStamp) -> None:
         if place.parent == path.parent:
             raise PermissionError(13, "Permission denied", str(place))
         write_index(place, tsv_path, stamp)
@@ -290,7 +299,7 @@ def test_read_only_folder(path: Path, cache: Path, scans: list[Path]) -> None:
         assert all_rows(TsvFile(path)) == [["a"], ["b"]]
     assert len(scans) == 1
     assert [entry.name for entry in path.parent.iterdir()] == ["rows.tsv"]
-    assert len(list((cache / "ofa_fairseq" / "tsv_index").glob("*.index"))) == 1
+    assert len(list((cache / "ofa_fairseq" / "tsv_index").glob("*.ofa_index"))) == 1
 
 
 @pytest.mark.usefixtures("read_only_folder")
@@ -314,7 +323,7 @@ def test_file_that_grows_while_it_is_indexed(path: Path, monkeypatch: pytest.Mon
     write(path, "a\nb\n")
     open_unchanged = tsv._open_unchanged
 
-    def growing(path: Path, stamp: tsv._Stamp) -> FileIO:
+    def growing(path: Path, stamp: tsv.FileStamp) -> FileIO:
         file = open_unchanged(path, stamp)
         with open(path, "a") as writer:
             writer.write("c\n")
@@ -371,7 +380,7 @@ def test_processes_that_index_at_once(path: Path, cache: Path, monkeypatch: pyte
     context = multiprocessing.get_context("fork")
     barrier, reports, row_ends = context.Barrier(3), context.Queue(), tsv._row_ends
 
-    def overlapping(path: Path, stamp: tsv._Stamp) -> Iterator[np.ndarray]:
+    def overlapping(path: Path, stamp: tsv.FileStamp) -> Iterator[np.ndarray]:
         barrier.wait(60)  # every process has begun its index, none has finished
         yield from row_ends(path, stamp)
 
@@ -383,5 +392,5 @@ def test_processes_that_index_at_once(path: Path, cache: Path, monkeypatch: pyte
     for process in processes:
         process.join()
     assert results == [(50_000, ["49999"])] * 3
-    assert sorted(entry.name for entry in path.parent.iterdir()) == ["rows.tsv", "rows.tsv.index"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["rows.tsv", "rows.tsv.ofa_index"]
     assert not list(cache.iterdir())
