@@ -53,7 +53,8 @@ Batch = dict[str, Any]
 def collate(examples: Sequence[Example], pad: int) -> Batch:
     """Batch examples as fairseq's criterions and generators take them.
 
-    Everything is right-padded. A row without a picture in a batch with pictures gets zeros and a False in
+    Everything is right-padded. Rows of one picture share it: `patch_images` has each once then, and `patch_rows` [B]
+    says which is whose. A row without a picture in a batch with pictures gets zeros and a False in
     `patch_masks`; a batch without pictures has neither key, and likewise for codes, prompts and weights.
 
     Returns:
@@ -68,16 +69,7 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
         "src_lengths": source.ne(pad).sum(dim=1),
         "prev_output_tokens": collate_tokens([e.prev_output for e in examples], pad),
     }
-    for name, pictures in (
-        ("patch_images", [e.image for e in examples]),
-        ("patch_images_2", [e.image_2 for e in examples]),
-    ):
-        present = [picture for picture in pictures if picture is not None]
-        if present:
-            blank = torch.zeros_like(present[0])
-            net_input[name] = torch.stack([blank if picture is None else picture for picture in pictures])
-    if "patch_images" in net_input:
-        net_input["patch_masks"] = torch.tensor([e.image is not None for e in examples])
+    net_input |= _pictures(examples)
     if any(e.code_target for e in examples):
         net_input["code_masks"] = torch.tensor([e.code_target for e in examples])
     batch: Batch = {
@@ -100,6 +92,37 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
     return batch
 
 
+def _pictures(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """`patch_images`, `patch_masks`, and where rows have them `patch_images_2`, or where they share them `patch_rows`.
+
+    Rows share a picture whose tensor is one object.
+    """
+    images = _without_gaps([e.image for e in examples])
+    images_2 = _without_gaps([e.image_2 for e in examples])
+    batched: dict[str, Tensor] = {}
+    if images_2:
+        batched["patch_images_2"] = torch.stack(images_2)
+    elif images:
+        place: dict[int, int] = {}
+        rows = [place.setdefault(id(image), len(place)) for image in images]
+        if len(place) < len(rows):
+            images = [images[rows.index(i)] for i in range(len(place))]
+            batched["patch_rows"] = torch.tensor(rows)
+    if images:
+        batched["patch_images"] = torch.stack(images)
+        batched["patch_masks"] = torch.tensor([e.image is not None for e in examples])
+    return batched
+
+
+def _without_gaps(images: Sequence[Tensor | None]) -> list[Tensor]:
+    """Zeros for what is missing; nothing at all if all are."""
+    present = [image for image in images if image is not None]
+    if not present:
+        return []
+    blank = torch.zeros_like(present[0])
+    return [blank if image is None else image for image in images]
+
+
 class ExampleDataset(FairseqDataset):
     """Rows of a TSV file as examples, by random access.
 
@@ -110,6 +133,7 @@ class ExampleDataset(FairseqDataset):
         build: makes an example of a row; raises ValueError (or a subclass) for one that can't be used.
         pad: id of the padding token.
         shuffle: another order in every epoch, from fairseq's seed and the epoch's number.
+        block: shuffling keeps so many consecutive rows together (those of a picture).
         bad_rows: where unusable rows go; may raise to stop at the first.
 
     Raises:
@@ -123,8 +147,10 @@ class ExampleDataset(FairseqDataset):
         pad: int,
         shuffle: bool,
         bad_rows: BadRows,
+        block: int = 1,
     ) -> None:
         self.rows, self.build, self.pad, self.shuffle, self.bad_rows = rows, build, pad, shuffle, bad_rows
+        self.block = block
         self._stand_in = self._first_usable()
 
     def _first_usable(self) -> Example:
@@ -167,7 +193,12 @@ class ExampleDataset(FairseqDataset):
 
     def ordered_indices(self) -> np.ndarray:
         """Row numbers in the order of the epoch; fairseq seeds numpy with seed + epoch around this call."""
-        return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+        rows = np.arange(len(self))
+        if not self.shuffle:
+            return rows
+        blocks = np.random.permutation(-(-len(self) // self.block))
+        order = (blocks[:, None] * self.block + np.arange(self.block)).ravel()
+        return order[order < len(self)]
 
     def batch_by_size(
         self,

@@ -4,11 +4,16 @@ Finetuning knows no augmentation: training and validation see the same pixels.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from .images import decode_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -56,3 +61,17 @@ def scale_box(box: Sequence[float], width: int, height: int, size: int) -> Tenso
     """
     ratios = torch.tensor([size / width, size / height] * 2, dtype=torch.float32)
     return torch.tensor(box, dtype=torch.float32) * ratios
+
+
+class Picture(NamedTuple):
+    """A picture as the model takes it."""
+
+    pixels: Tensor  # [3, size, size], normalised
+    size: tuple[int, int]  # width and height as stored
+
+
+@lru_cache(maxsize=4)
+def read_picture(value: str, root: Path, transform: SquareResize) -> Picture:
+    """The picture of a column, see `decode_image`; one object for rows that follow one another."""
+    image = decode_image(value, root)
+    return Picture(transform(image), image.size)

@@ -155,6 +155,7 @@ class OFAEncoder(PositionTables, FairseqEncoder):
         patch_images: Tensor | None = None,
         patch_images_2: Tensor | None = None,
         patch_masks: Tensor | None = None,
+        patch_rows: Tensor | None = None,
         code_masks: Tensor | None = None,
         return_all_hiddens: bool = False,
         token_embeddings: Tensor | None = None,
@@ -165,9 +166,10 @@ class OFAEncoder(PositionTables, FairseqEncoder):
         Args:
             src_tokens: [B, T] ids, right-padded.
             src_lengths: unused.
-            patch_images: [B, 3, h, w] normalised pictures, or None.
+            patch_images: [B or P, 3, h, w] normalised pictures, or None.
             patch_images_2: second pictures, or None.
             patch_masks: [B] bool, False = this row has no picture (None: all have).
+            patch_rows: [B] which of the P pictures is a row's, where rows share them.
             code_masks: [B] bool, handed to the decoder: True = the row's target is image codes.
             return_all_hiddens: also return the embedding output and every layer's.
             token_embeddings: [B, T, d] in place of `embed_tokens(src_tokens)`.
@@ -187,7 +189,7 @@ class OFAEncoder(PositionTables, FairseqEncoder):
                 f"a source of {src_tokens.size(1)} tokens, but at most {self.max_text_length} have embeddings"
             )
         pictures = [
-            self.embed_patches(images, patch_masks, sample_patch_num)
+            self.embed_patches(images, patch_masks, sample_patch_num, patch_rows)
             for images in (patch_images_2, patch_images)
             if images is not None
         ]
@@ -234,9 +236,13 @@ class OFAEncoder(PositionTables, FairseqEncoder):
         }
 
     def embed_patches(
-        self, images: Tensor, patch_masks: Tensor | None, sample_patch_num: int | None = None
+        self,
+        images: Tensor,
+        patch_masks: Tensor | None,
+        sample_patch_num: int | None = None,
+        patch_rows: Tensor | None = None,
     ) -> Patches:
-        """Run the stem on [B, 3, h, w] and look up the patches' positions.
+        """Run the stem on [B or P, 3, h, w] and look up the patches' positions.
 
         Raises:
             ValueError: if the grid of patches is larger than the position table.
@@ -249,9 +255,11 @@ class OFAEncoder(PositionTables, FairseqEncoder):
                 f" at most {self.grid} x {self.grid} fit (--image-bucket-size)"
             )
         features = features.flatten(2).transpose(1, 2)
+        if patch_rows is not None:
+            features = features[patch_rows]
         ids = grid_position_ids(rows, columns, self.grid).to(features.device)[None]
         if patch_masks is None:
-            patch_masks = torch.ones(len(images), dtype=torch.bool, device=images.device)
+            patch_masks = torch.ones(len(features), dtype=torch.bool, device=images.device)
         padding = ~patch_masks.bool()[:, None].expand(-1, rows * columns)
         kept = rows * columns
         if sample_patch_num is not None and sample_patch_num < kept:

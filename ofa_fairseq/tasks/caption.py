@@ -9,7 +9,6 @@ from typing import Optional
 from fairseq.tasks import register_task
 
 from ..data.example import Example
-from ..data.images import decode_image
 from ..data.text_normalize import split_references, strip_punctuation
 from ..data.tsv import RowError, TsvFile
 from ..metrics.cider import CiderD, DocumentFrequencies
@@ -71,7 +70,7 @@ class CaptionTask(OFATask):
         if not caption and split.startswith(("train", "valid")):
             raise ValueError("the caption is empty")
         values = {"caption": caption}
-        picture = decode_image(row["picture"], root)
+        picture = self.picture(row["picture"], root)
         return self.make_example(row["id"], values, [picture], references=references)
 
     def clean_output(self, text: str) -> str:

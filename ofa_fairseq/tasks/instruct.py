@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 from fairseq.tasks import register_task
-from PIL.Image import Image
 
 from ..data.boxes import BoxFrame, box_text, parse_box
 from ..data.example import Example
-from ..data.images import decode_image
+from ..data.image_transforms import Picture
 from ..data.text_normalize import pre_caption, split_references, strip_punctuation
 from ..data.tsv import TsvFile
 from ..generation.answer_space import AnswerSpace, TokenRange
@@ -106,7 +105,7 @@ class InstructTask(AnswerTask):
         In a split that is neither train nor valid an empty target column makes a row that is not scored.
         """
         source, target = self.instruction.slots("source"), self.instruction.slots("target")
-        pictures = [decode_image(row[slot.name], root) for slot in source if slot.type == "image"]
+        pictures = [self.picture(row[slot.name], root) for slot in source if slot.type == "image"]
         values = {slot.name: self._value(slot, row, pictures) for slot in source if slot.type != "image"}
         if self.cfg.normalize_text:
             values |= {
@@ -123,7 +122,7 @@ class InstructTask(AnswerTask):
         return self.make_example(row["id"], values, pictures, self.cfg.prompt_type, learn=not missing, **more)
 
     def _target(
-        self, slots: tuple[Slot, ...], row: dict[str, str], pictures: list[Image], values: dict[str, Any]
+        self, slots: tuple[Slot, ...], row: dict[str, str], pictures: list[Picture], values: dict[str, Any]
     ) -> dict[str, Any]:
         """Fills `values`; returns references and weight."""
         if self.answer_slot:
@@ -148,7 +147,7 @@ class InstructTask(AnswerTask):
     def _weighs(self) -> bool:
         return self.cfg.metric == "vqa"
 
-    def _value(self, slot: Slot, row: dict[str, str], pictures: list[Image]) -> Any:
+    def _value(self, slot: Slot, row: dict[str, str], pictures: list[Picture]) -> Any:
         text = row[slot.name]
         if slot.type == "box":
             if not pictures:
@@ -161,7 +160,7 @@ class InstructTask(AnswerTask):
                 raise ValueError(f"{slot}: expected image codes between spaces, got {text[:40]!r}") from None
         return text
 
-    def _frame(self, pictures: list[Image]) -> BoxFrame:
+    def _frame(self, pictures: list[Picture]) -> BoxFrame:
         width, height = pictures[0].size
         side = self.cfg.patch_image_size
         return BoxFrame(width, height, side, self.cfg.max_image_size or side, self.cfg.num_bins)

@@ -24,12 +24,11 @@ from fairseq.data import Dictionary
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, FairseqTask
 from omegaconf import DictConfig, open_dict
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from ..data.bad_rows import BadRows
 from ..data.example import DEFAULT_BATCH_SIZE, Batch, Example, ExampleDataset
-from ..data.image_transforms import SquareResize
+from ..data.image_transforms import Picture, SquareResize, read_picture
 from ..data.text_normalize import REFERENCE_SEPARATOR
 from ..data.tsv import TsvFile, parse_columns
 from ..generation.answer_space import AnswerSpace, TokenRange
@@ -245,6 +244,7 @@ class OFATask(FairseqTask):
             self.dictionary.pad(),
             shuffle=split == "train",
             bad_rows=self.bad_rows,
+            block=self.cfg.rows_per_picture,
         )
 
     def prepare_split(self, split: str, rows: TsvFile) -> None:
@@ -274,7 +274,7 @@ class OFATask(FairseqTask):
         self,
         id: str,
         values: Mapping[str, Value],
-        pictures: Sequence[Image] = (),
+        pictures: Sequence[Picture] = (),
         prompt_type: str = "none",
         learn: bool = True,
         **more: Any,
@@ -284,7 +284,7 @@ class OFATask(FairseqTask):
         Args:
             id: the row's name in outputs.
             values: for `Instruction.encode_source` and `encode_target`.
-            pictures: none, one or two.
+            pictures: none, one or two, from `picture`.
             prompt_type: what the decoder starts with before the target: `none`, `src` (the source again) or
                 `prev_output` (the source without its end).
             learn: False for a row without a target.
@@ -303,7 +303,7 @@ class OFATask(FairseqTask):
         ):
             if length > limit:
                 raise ValueError(f"the {name} has {length} tokens, at most {limit} fit")
-        images = [self.transform(picture) for picture in pictures]
+        images = [picture.pixels for picture in pictures]
         return Example(
             id=id,
             source=torch.tensor(source),
@@ -314,6 +314,10 @@ class OFATask(FairseqTask):
             image_2=images[1] if len(images) > 1 else None,
             **more,
         )
+
+    def picture(self, value: str, root: Path) -> Picture:
+        """The picture of a column; raises ImageError. Rows that follow one another share it."""
+        return read_picture(value, root, self.transform)
 
     def cut_target(self, tokens: list[int]) -> list[int]:
         """Hook: a target of limited length."""

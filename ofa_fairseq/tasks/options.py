@@ -40,6 +40,12 @@ class OFATaskConfig(FairseqDataclass):
         default=256, metadata={"help": "side of the pictures that --interpolate-position starts from"}
     )
     num_bins: int = field(default=1000, metadata={"help": "number of coordinate bins in the vocabulary"})
+    rows_per_picture: int = field(
+        default=1,
+        metadata={
+            "help": "shuffle training rows in blocks of so many: consecutive rows of one picture share its stem pass"
+        },
+    )
     imagenet_default_mean_and_std: bool = field(
         default=False, metadata={"help": "normalise pictures with ImageNet's mean and deviation, not 0.5"}
     )

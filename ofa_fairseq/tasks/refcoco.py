@@ -7,7 +7,6 @@ from fairseq.tasks import register_task
 
 from ..data.boxes import BoxFrame, box_text, parse_box
 from ..data.example import Example
-from ..data.images import decode_image
 from ..data.text_normalize import pre_caption
 from ..generation.answer_space import AnswerSpace, TokenRange
 from ..metrics.row_metrics import RowMetric, row_metric
@@ -50,7 +49,7 @@ class RefcocoTask(OFATask):
         phrase = text.strip() if self.cfg.keep_phrase else pre_caption(text, self.cfg.max_src_length)
         if not phrase:
             raise ValueError("the phrase is empty")
-        picture = decode_image(row["picture"], root)
+        picture = self.picture(row["picture"], root)
         values: dict = {"phrase": phrase}
         references = []
         if region or split == "train":

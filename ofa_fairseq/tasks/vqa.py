@@ -7,7 +7,6 @@ from typing import Optional
 from fairseq.tasks import register_task
 
 from ..data.example import Example
-from ..data.images import decode_image
 from ..data.text_normalize import pre_question, split_references
 from ..instruction import RELEASED, Instruction, parse
 from ..metrics.row_metrics import RowMetric, row_metric
@@ -80,7 +79,7 @@ class VqaTask(AnswerTask):
         return self.make_example(
             row["id"],
             values,
-            [decode_image(row["picture"], root)],
+            [self.picture(row["picture"], root)],
             self.cfg.prompt_type,
             learn=bool(allowed),
             weight=confidence,

@@ -305,3 +305,27 @@ def test_a_run_that_is_under_way_can_spawn_workers(captions: ExampleDataset) -> 
     next(batches.next_epoch_itr(shuffle=False))
     copy = pickle.loads(pickle.dumps(captions))
     assert same_batches(loader(captions, 0), loader(copy, 0))
+
+
+def test_rows_of_one_picture_share_it() -> None:
+    shared, other = torch.ones(3, 4, 4), torch.full((3, 4, 4), 2.0)
+    batch = collate([example([5], [6], image=image) for image in (shared, other, shared, None)], PAD)
+    net_input = batch["net_input"]
+    assert net_input["patch_rows"].tolist() == [0, 1, 0, 2]
+    restored = net_input["patch_images"][net_input["patch_rows"]]
+    assert torch.equal(restored, torch.stack([shared, other, shared, torch.zeros(3, 4, 4)]))
+    assert net_input["patch_masks"].tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("rows", [12, 13])
+def test_blocks_of_rows_stay_together(rows: int, tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path, numbers(rows), shuffle=True)
+    dataset.block = 4
+    with data_utils.numpy_seed(3):
+        order = dataset.ordered_indices().tolist()
+    assert sorted(order) == list(range(rows))
+    for first in range(0, rows, 4):
+        block = list(range(first, min(first + 4, rows)))
+        place = order.index(first)
+        assert order[place : place + len(block)] == block
+    assert order != list(range(rows))

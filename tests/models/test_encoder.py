@@ -292,3 +292,11 @@ def test_reordered_rows(model: Any, sampled: int | None) -> None:
         for before, after in zip(values, reordered[key], strict=True):
             dimension = 1 if key in ("encoder_out", "encoder_states") else 0
             assert torch.equal(after, before.index_select(dimension, order)), key
+
+
+def test_a_picture_may_be_shared_by_rows(model: Any) -> None:
+    images, source = normal_images(0, (2, 3, 48, 64)), random_tokens(1, 3, 7)
+    rows = torch.tensor([1, 0, 1])
+    shared = states(model.encoder(source, patch_images=images, patch_rows=rows))
+    repeated = states(model.encoder(source, patch_images=images[rows]))
+    torch.testing.assert_close(shared, repeated, atol=TOLERANCE, rtol=0)
