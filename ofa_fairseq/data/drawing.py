@@ -1,7 +1,7 @@
 """Pictures for people to look at."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -59,3 +59,14 @@ def contact_sheet(
 def _text_height(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     return math.ceil(pen.multiline_textbbox((0, 0), text, font)[3])
+
+
+def draw_boxes(image: Image.Image, title: str, boxes: Mapping[str, Sequence[float]]) -> Image.Image:
+    """A picture with boxes by colour (x0, y0, x1, y1 in pixels) and a title below; small pictures are enlarged."""
+    scale = max(1, 256 // max(image.size))
+    enlarged = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    drawing = ImageDraw.Draw(enlarged)
+    for colour, box in boxes.items():
+        x0, y0, x1, y1 = (scale * number for number in box)
+        drawing.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=colour, width=2)
+    return contact_sheet([enlarged], [title], columns=1)

@@ -4,14 +4,20 @@ import argparse
 import logging
 import sys
 from importlib import import_module
+from pickle import UnpicklingError
 
 # Command -> module of this package with `add_arguments(parser)` and `run(args)`; its docstring is the help.
 COMMANDS = {
     "digits": "digits.command",
+    "digit_tasks": "digits.tasks_command",
+    "score_by_kind": "digits.scoring_by_kind",
     "read_captions": "digits.read_captions",
     "collect_predictions": "collect_predictions",
     "contact_sheet": "contact_sheet",
     "coco": "coco",
+    "vqa": "vqa",
+    "refcoco": "refcoco",
+    "snli_ve": "snli_ve",
 }
 
 
@@ -36,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
-    except (OSError, ValueError) as error:  # what commands raise for unusable input, in words
+    except (OSError, ValueError, UnpicklingError) as error:  # unusable input, said in words
         sys.exit(f"error: {error}")
 
 

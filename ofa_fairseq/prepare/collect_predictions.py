@@ -1,23 +1,58 @@
-"""Makes a predictions file of what one or several runs of fairseq-generate printed, and scores the captions.
+"""Makes a predictions file of what one or several runs of fairseq-generate printed, and scores the predictions.
 
-The file is a JSON list of {"image_id", "caption"}, as evaluation servers take it; punctuation is deleted as in the
-releases. Scores are over all files together: a mean of the files' own scores would count document frequencies apart.
+The file is a JSON list as evaluation servers take it:
+
+    caption   {"image_id", "caption"}, punctuation deleted as in the releases
+    vqa       {"question_id", "answer"}
+    refcoco   {"uniq_id", "box"}, in pixels of the stored picture
+    snli_ve   {"uniq_id", "answer"}
+
+Beside it (FILE.scores.tsv): id, probability, output. The probability is that of the whole output among the allowed
+ones or, where scores were normalised by length, of its tokens on average. Scores are over all files together.
 """
 
 import argparse
 import json
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from fairseq.scoring import BaseScorer
+from PIL import Image
+
+from ..data.boxes import BoxFrame
+from ..data.drawing import draw_boxes
 from ..data.files import atomic_write
+from ..data.images import ImageError, decode_image
 from ..data.text_normalize import strip_punctuation
+from ..data.tsv import TsvFile, parse_columns
+from ..metrics.box_accuracy import parse_box
 from ..metrics.caption_scorers import CiderScorer, CiderScorerConfig
-from .predictions import read_predictions
+from ..metrics.row_scorers import AccuracyScorer, BoxAccuracyScorer, VqaScorer
+from .predictions import Output, read_outputs
 
 logger = logging.getLogger(__name__)
 
 
+class ResultFormat(NamedTuple):
+    """What a task's entry is called, and how it is made of an output's text."""
+
+    id_key: str
+    value_key: str
+    value: Callable[[str], Any] = str.strip
+
+
+FORMATS = {
+    "caption": ResultFormat("image_id", "caption", strip_punctuation),
+    "vqa": ResultFormat("question_id", "answer"),
+    "refcoco": ResultFormat("uniq_id", "box"),
+    "snli_ve": ResultFormat("uniq_id", "answer"),
+}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", choices=FORMATS, default="caption")
     parser.add_argument(
         "--generated",
         type=Path,
@@ -27,31 +62,105 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument(
-        "--document-frequencies", help="file of them for CIDEr-D (default: counted over the references)"
+        "--document-frequencies",
+        help="caption: file of them for CIDEr-D (default: counted over the references)",
+    )
+    boxes = parser.add_argument_group("refcoco")
+    boxes.add_argument("--data", type=Path, help="the TSV file, for the pictures and their sizes")
+    boxes.add_argument(
+        "--selected-cols", default="0,4,2,3", help="its columns: id, picture, phrase, box (default 0,4,2,3)"
+    )
+    boxes.add_argument("--num-bins", type=int, default=1000, help="as in training (default 1000)")
+    boxes.add_argument("--patch-image-size", type=int, default=512, help="as in training (default 512)")
+    boxes.add_argument("--max-image-size", type=int, default=512, help="as in training (default 512)")
+    boxes.add_argument(
+        "--draw", type=Path, help="folder for a picture of each row with its box and the reference"
     )
 
 
 def read_targets(path: Path) -> dict[str, str]:
-    """The joined references by image-id: the T- lines of an output of fairseq-generate."""
+    """The joined references by id: the T- lines of an output of fairseq-generate."""
     with path.open(encoding="utf-8", newline="\n") as file:
         columns = [line.rstrip("\r\n").split("\t", 1) for line in file if line.startswith("T-")]
     return {key.removeprefix("T-"): text for key, text in columns}
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises ValueError if a file has no caption."""
-    captions: dict[str, str] = {}
+    """Raises ValueError if the files have no output, or boxes lack their TSV file."""
+    outputs: dict[str, Output] = {}
     targets: dict[str, str] = {}
     for path in args.generated:
-        captions |= read_predictions(path)
+        outputs |= read_outputs(path)
         targets |= read_targets(path)
-    entries = [{"image_id": key, "caption": strip_punctuation(text)} for key, text in captions.items()]
+    if not outputs:
+        raise ValueError(
+            f"{args.generated[0]}: expected D- lines as fairseq-generate prints them, found none"
+        )
+    form = FORMATS[args.task]
+    values = {key: form.value(output.text) for key, output in outputs.items()}
+    if args.task == "refcoco":
+        values = _boxes_in_pixels(values, targets, args)
+    entries = [{form.id_key: _id(key, args.task), form.value_key: value} for key, value in values.items()]
     with atomic_write(args.out) as file:
         json.dump(entries, file)
-    logger.info("wrote %s: %d captions", args.out, len(entries))
-    scorer = CiderScorer(CiderScorerConfig(cider_document_frequencies=args.document_frequencies))
-    for key, text in captions.items():
+    with atomic_write(args.out.with_suffix(".scores.tsv")) as file:
+        file.writelines(f"{key}\t{o.probability:.6g}\t{o.text.strip()}\n" for key, o in outputs.items())
+    logger.info("wrote %s: %d predictions", args.out, len(entries))
+    scorer = _scorer(args)
+    for key, output in outputs.items():
         if key in targets:
-            scorer.add_string(targets[key], text)
+            scorer.add_string(targets[key], output.text)
     if scorer.pred:
-        print(f"{scorer.result_string()} over {len(scorer.pred)} pictures")
+        suffix = f" over {len(scorer.pred)} pictures" if args.task == "caption" else ""
+        print(f"{scorer.result_string()}{suffix}")
+
+
+def _id(key: str, task: str) -> str | int:
+    """VQA's server wants numbers; what is no number stays as it is."""
+    return int(key) if task == "vqa" and key.isdecimal() else key
+
+
+def _scorer(args: argparse.Namespace) -> BaseScorer:
+    if args.task == "caption":
+        return CiderScorer(CiderScorerConfig(cider_document_frequencies=args.document_frequencies))
+    classes = {"vqa": VqaScorer, "refcoco": BoxAccuracyScorer, "snli_ve": AccuracyScorer}
+    return classes[args.task](None)
+
+
+def _boxes_in_pixels(
+    values: Mapping[str, str], targets: Mapping[str, str], args: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Boxes by id; with `--draw` also pictures. Rows that can't be read have no output either."""
+    if args.data is None:
+        raise ValueError("refcoco: --data is missing, the TSV file that the pictures are in")
+    rows = TsvFile(args.data, parse_columns(args.selected_cols))
+    boxes = {}
+    if args.draw:
+        args.draw.mkdir(parents=True, exist_ok=True)
+    for i in range(len(rows)):
+        try:
+            key, picture, phrase, *_ = rows[i]
+            if key not in values:
+                continue
+            image = decode_image(picture, rows.path.parent)
+        except (ImageError, ValueError):
+            continue
+        width, height = image.size
+        frame = BoxFrame(width, height, args.patch_image_size, args.max_image_size, args.num_bins)
+        box = parse_box(values[key])
+        boxes[key] = frame.to_pixels(box) if box else [0.0] * 4
+        if args.draw:
+            reference = parse_box(targets.get(key, ""))
+            _draw(
+                args.draw, key, image, phrase, boxes[key], frame.to_pixels(reference) if reference else None
+            )
+    return boxes
+
+
+def _draw(
+    folder: Path, key: str, image: Image.Image, phrase: str, box: list[float], reference: list[float] | None
+) -> None:
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in key)
+    drawn = draw_boxes(image, phrase, {"red": box} | ({"lime": reference} if reference else {}))
+    with atomic_write(folder / f"{name}.png", "wb") as file:
+        drawn.save(file, format="PNG")

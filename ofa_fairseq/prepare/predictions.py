@@ -1,9 +1,17 @@
-"""Reads the captions that a model generated, from either of the two forms that they are written in."""
+"""Reads what a model generated, from either of the two forms that it is written in."""
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 FORMS = 'JSON list of {"image_id", "caption"}, or what fairseq-generate printed (its D- lines)'
+
+
+class Output(NamedTuple):
+    """An output and the model's confidence in it."""
+
+    text: str
+    probability: float  # 2 to the score that fairseq-generate prints: per token unless --unnormalized
 
 
 def read_predictions(path: Path) -> dict[str, str]:
@@ -15,7 +23,10 @@ def read_predictions(path: Path) -> dict[str, str]:
         ValueError: neither form, or no caption in the file.
     """
     text = path.read_text(encoding="utf-8")
-    predictions = _from_json(text, path) if text.lstrip().startswith("[") else _from_generate(text, path)
+    if text.lstrip().startswith("["):
+        predictions = _from_json(text, path)
+    else:
+        predictions = {key: output.text for key, output in read_outputs(path).items()}
     if not predictions:
         raise ValueError(f"{path}: expected {FORMS}; found no caption")
     return predictions
@@ -28,15 +39,23 @@ def _from_json(text: str, path: Path) -> dict[str, str]:
         raise ValueError(f"{path}: expected {FORMS}; got {error!r}") from error
 
 
-def _from_generate(text: str, path: Path) -> dict[str, str]:
-    predictions: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+def read_outputs(path: Path) -> dict[str, Output]:
+    """The best output for each row's id in what `fairseq-generate` printed.
+
+    Raises:
+        ValueError: a D- line of another form.
+    """
+    outputs: dict[str, Output] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.startswith("D-"):
             continue
         columns = line.rstrip("\r").split("\t")
-        if len(columns) != 3:
+        try:
+            key, score, text = columns
+            output = Output(text, 2.0 ** float(score))
+        except ValueError:
             raise ValueError(
                 f"{path}, line {number}: expected D-<id>, score, text between tabs, got {line!r}"
-            )
-        predictions.setdefault(columns[0].removeprefix("D-"), columns[2])
-    return predictions
+            ) from None
+        outputs.setdefault(key.removeprefix("D-"), output)
+    return outputs

@@ -5,8 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pycocoevalcap.cider.cider_scorer import CiderScorer as CocoCider
+from task_builders import write_tsv
 
+from ofa_fairseq.data.boxes import BoxFrame
+from ofa_fairseq.data.images import encode_image
 from ofa_fairseq.prepare.__main__ import main
 from ofa_fairseq.prepare.collect_predictions import read_targets
 
@@ -68,8 +72,39 @@ def test_without_references_there_is_no_score(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_file_without_captions_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "g.txt").write_text("nothing\n")
-    with pytest.raises(SystemExit, match=r"g\.txt: expected .*; found no caption"):
+    with pytest.raises(SystemExit, match=r"g\.txt: expected .* found none"):
         main(
             ["collect_predictions", "--generated", str(tmp_path / "g.txt"), "--out", str(tmp_path / "p.json")]
         )
     assert not (tmp_path / "p.json").exists()
+
+
+def test_answers_have_the_form_of_the_vqa_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "g.txt").write_text("T-262148000\t1.0|!+red&&0.6|!+dark red\nD-262148000\t-1.0\t red\n")
+    out = tmp_path / "p.json"
+    main(["collect_predictions", "--task", "vqa", "--generated", str(tmp_path / "g.txt"), "--out", str(out)])
+    assert json.loads(out.read_text()) == [{"question_id": 262148000, "answer": "red"}]
+    assert (tmp_path / "p.scores.tsv").read_text() == "262148000\t0.5\tred\n"
+    assert capsys.readouterr().out == "VQA accuracy = 100.00 over 1 rows\n"
+
+
+def test_boxes_are_in_pixels_of_the_stored_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.new("RGB", (100, 50))
+    write_tsv(tmp_path / "d.tsv", [["a/1", encode_image(image), "the dog", "10,5,60,40"]])
+    # The picture is stretched to 64 x 64, of which the last of 128 bins is pixel 128.
+    bins = BoxFrame(100, 50, 64, 128, 128).quantize((10, 5, 60, 40))
+    output = "".join(f"<bin_{bin_}>" for bin_ in bins)
+    (tmp_path / "g.txt").write_text(f"T-a/1\t6.35,6.35,38.1,50.8\nD-a/1\t-1.0\t{output}\n")
+    options = ["--patch-image-size", "64", "--max-image-size", "128", "--num-bins", "128"]
+    main(
+        ["collect_predictions", "--task", "refcoco", "--generated", str(tmp_path / "g.txt")]
+        + ["--out", str(tmp_path / "p.json"), "--data", str(tmp_path / "d.tsv"), "--selected-cols", "0,1,2,3"]
+        + [*options, "--draw", str(tmp_path / "drawn")]
+    )
+    [entry] = json.loads((tmp_path / "p.json").read_text())
+    assert entry["uniq_id"] == "a/1"
+    assert entry["box"] == pytest.approx([10, 5, 60, 40], abs=1)
+    assert "Acc@0.5 = 100.00" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["a_1.png"]
