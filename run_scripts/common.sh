@@ -23,6 +23,8 @@ DRY_RUN=${DRY_RUN:-}
 source "$ROOT/run_scripts/environment.sh"
 # shellcheck source=run_scripts/launcher.sh
 source "$ROOT/run_scripts/launcher.sh"
+# shellcheck source=run_scripts/recipes.sh
+source "$ROOT/run_scripts/recipes.sh"
 
 # -- talking -----------------------------------------------------------------------------------------------
 
@@ -47,7 +49,7 @@ run() {
 
 # -- options -----------------------------------------------------------------------------------------------
 
-OPTION_NAMES=() OPTION_DEFAULTS=() OPTION_HELP=() EXTRA=()
+OPTION_NAMES=() OPTION_DEFAULTS=() OPTION_HELP=() EXTRA=() ARGUMENTS=()
 
 variable_of() { local name=${1//-/_}; echo "${name^^}"; }
 
@@ -61,6 +63,7 @@ option() {
 
 read_options() {
     local name value
+    ARGUMENTS=("$@")
     while (($#)); do
         case $1 in
             -h | --help) print_help; exit 0 ;;

@@ -11,6 +11,7 @@ COMMANDS = {
     "digits": "digits.command",
     "digit_tasks": "digits.tasks_command",
     "score_by_kind": "digits.scoring_by_kind",
+    "presence": "digits.presence",
     "read_captions": "digits.read_captions",
     "collect_predictions": "collect_predictions",
     "contact_sheet": "contact_sheet",

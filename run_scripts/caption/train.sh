@@ -26,15 +26,10 @@ read_options "$@"
 
 # -- settings ----------------------------------------------------------------------------------------------
 
-# ofa_nano, trained from scratch on small pictures: all that was tuned for the embedded data.
 # Two epochs of single words come first, then two of captions: see prepare/digits/command.py.
-NANO_BATCH=64
-NANO=(
-    --patch-image-size 64 --max-tgt-length 40 --code-dict-size 512 --num-bins 128
-    --label-smoothing 0.0 --dropout 0.0 --adam-betas '(0.9,0.98)' --lr 1e-3 --warmup-ratio 0.06 --max-epoch 4
-    --log-interval 20 --num-workers 0
-    --eval-args '{"beam":1,"max_len_b":50}' --no-epoch-checkpoints --keep-best-checkpoints 1
-)
+EMBEDDED_START=none
+EMBEDDED_FLAGS=(--max-tgt-length 40 --log-interval 20 --eval-args '{"beam":1,"max_len_b":50}')
+EMBEDDED_BATCH=64 EMBEDDED_EPOCHS=4
 
 PUBLISHED_BATCH=8 # on each of 4 GPUs, accumulated 4 times
 PUBLISHED_EFFECTIVE_BATCH=128
@@ -45,33 +40,12 @@ PUBLISHED=(
     --eval-args '{"beam":5,"max_len_b":16,"no_repeat_ngram_size":3}'
 )
 
+BASE=(--max-epoch 5 --drop-worst-after 6000)
+LARGE=(--max-epoch 2 --drop-worst-after 2500)
+
 # -- input -------------------------------------------------------------------------------------------------
 
-EMBEDDED=''
-if [[ -z $DATA ]]; then
-    EMBEDDED=yes ARCH=${ARCH:-ofa_nano} SAVE_DIR=${SAVE_DIR:-$ROOT/runs/caption_nano} SELECTED_COLS=0,4,2
-    [[ $ARCH == ofa_nano && -z $RESTORE_FILE ]] ||
-        fail "--data is missing; --arch and --restore-file need it (see --help)"
-fi
-ARCH=${ARCH:-ofa_base}
-SAVE_DIR=$(absolute "${SAVE_DIR:-$ROOT/runs/caption_stage1_${ARCH#ofa_}}")
-case $ARCH in
-    ofa_nano)
-        RECIPE+=("${NANO[@]}")
-        BATCH_SIZE=${BATCH_SIZE:-$NANO_BATCH} EFFECTIVE_BATCH=${EFFECTIVE_BATCH:-$NANO_BATCH}
-        RESTORE_FILE=${RESTORE_FILE:-none} PRECISION=${PRECISION:-fp32}
-        ;;
-    ofa_tiny | ofa_medium | ofa_base) RECIPE+=("${PUBLISHED[@]}" --max-epoch 5 --drop-worst-after 6000) ;;
-    ofa_large | ofa_huge) RECIPE+=("${PUBLISHED[@]}" --max-epoch 2 --drop-worst-after 2500) ;;
-    *) fail "--arch $ARCH: expected ofa_tiny, ofa_medium, ofa_base, ofa_large, ofa_huge or ofa_nano" ;;
-esac
-BATCH_SIZE=${BATCH_SIZE:-$PUBLISHED_BATCH} EFFECTIVE_BATCH=${EFFECTIVE_BATCH:-$PUBLISHED_EFFECTIVE_BATCH}
-require_training_options
-if [[ -z $EMBEDDED ]]; then
-    require_tsvs data 2
-    require_bpe_dir
-    [[ $RESTORE_FILE == none ]] || require_file restore-file
-fi
+choose_recipe caption caption_stage1
 RECIPE+=(--eval-cider --best-checkpoint-metric cider --maximize-best-checkpoint-metric)
 if [[ -n $CACHED_TOKENS ]]; then
     require_file cached-tokens
@@ -80,24 +54,4 @@ fi
 
 # -- work --------------------------------------------------------------------------------------------------
 
-TIMES=$SAVE_DIR/times.tsv
-use_environment
-spread_over_slurm "$@"
-count_processes
-choose_precision
-if [[ -n $EMBEDDED ]]; then
-    prepare_digits
-    WORDS=$DIGITS/train_words.tsv CAPTIONS=$DIGITS/train.tsv BPE_DIR=$DIGITS
-    DATA=$WORDS,$WORDS,$CAPTIONS,$CAPTIONS,$DIGITS/valid.tsv
-fi
-plan_batches
-finetune caption --criterion adjust_label_smoothed_cross_entropy "${RECIPE[@]}"
-
-is_leader || exit 0
-
-if [[ -n $EMBEDDED ]]; then
-    alone bash "$HERE/evaluate.sh" --model "$SAVE_DIR/checkpoint_best.pt"
-    where "data" "$DIGITS"
-fi
-where "model" "$SAVE_DIR/checkpoint_best.pt" "log" "$SAVE_DIR/train.log" "curves (TensorBoard)" "$SAVE_DIR/tensorboard"
-show_times
+train_and_evaluate caption train_words train_words train train valid

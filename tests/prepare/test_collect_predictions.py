@@ -97,12 +97,9 @@ def test_boxes_are_in_pixels_of_the_stored_picture(
     bins = BoxFrame(100, 50, 64, 128, 128).quantize((10, 5, 60, 40))
     output = "".join(f"<bin_{bin_}>" for bin_ in bins)
     (tmp_path / "g.txt").write_text(f"T-a/1\t6.35,6.35,38.1,50.8\nD-a/1\t-1.0\t{output}\n")
-    options = ["--patch-image-size", "64", "--max-image-size", "128", "--num-bins", "128"]
-    main(
-        ["collect_predictions", "--task", "refcoco", "--generated", str(tmp_path / "g.txt")]
-        + ["--out", str(tmp_path / "p.json"), "--data", str(tmp_path / "d.tsv"), "--selected-cols", "0,1,2,3"]
-        + [*options, "--draw", str(tmp_path / "drawn")]
-    )
+    run = f"collect_predictions --task refcoco --generated {tmp_path}/g.txt --out {tmp_path}/p.json"
+    options = f"--data {tmp_path}/d.tsv --selected-cols 0,1,2,3 --draw {tmp_path}/drawn"
+    main(f"{run} {options} --patch-image-size 64 --max-image-size 128 --num-bins 128".split())
     [entry] = json.loads((tmp_path / "p.json").read_text())
     assert entry["uniq_id"] == "a/1"
     assert entry["box"] == pytest.approx([10, 5, 60, 40], abs=1)

@@ -171,7 +171,7 @@ def test_the_same_settings_give_the_same_files_and_a_finished_folder_is_left_alo
     data: Path, tmp_path: Path
 ) -> None:
     again = make(tmp_path / "again")
-    names = sorted(path.name for path in data.iterdir() if path.suffix != ".index")
+    names = sorted(path.name for path in data.iterdir() if path.suffix != ".ofa_index")
     assert {*FILES, "contact_sheet.png", "settings.json", "dict.txt", "sentencepiece.model"} < set(names)
     assert [(again / name).read_bytes() for name in names] == [(data / name).read_bytes() for name in names]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ...data.drawing import contact_sheet
 from ...data.files import atomic_write
 from ...data.images import encode_image
 from ...data.text_normalize import REFERENCE_SEPARATOR
-from ..contact_sheet import contact_sheet
 from ..sentencepiece_model import train_sentencepiece
 from .captions import CAPTIONS_PER_SCENE, captions
 from .drawing import draw
@@ -27,7 +27,7 @@ from .vocabulary_texts import vocabulary_texts
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # raised when the same settings give other files, so that folders made before are made anew
+FORMAT = 3  # raised when the same settings give other files, so that folders made before are made anew
 DEFAULT_COUNTS = {"train": 20_000, "valid": 1_000, "test": 1_000}
 VOCABULARY_SIZE = 700  # every word of `vocabulary_texts` is one piece then
 CONTACT_SHEET_SCENES = 24

@@ -32,6 +32,8 @@ _QUESTIONS_AND_ANSWERS = (
     "yes no maybe true false",
     "the sum of the digits is ten eleven twelve",
     "entailment neutral contradiction",
+    "anna wrote every red digit and ben every blue digit",
+    "the seven was written by eva but not by tom",
 )
 
 

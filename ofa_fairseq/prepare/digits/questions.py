@@ -1,0 +1,134 @@
+"""Questions about a scene with one answer each.
+
+    colour            what colour is the seven?                 red
+    digit             which digit is at the top left?           seven
+    size              what size is the red seven?               large
+    where             where is the red seven?                   top left
+    count             how many red digits are there?            2
+    exists            is there a large red seven?               yes
+    describe_place    what is at the top left?                  a large red seven
+    describe_digit    describe the seven                        a large red seven top left
+
+What a question asks about is singled out by what it says, and no answer is frequent for a kind of question. Where
+the answer to "is there ..." is no, one attribute of a digit was changed, if possible to that of another digit.
+"""
+
+from collections import Counter
+from itertools import product
+from typing import NamedTuple
+
+from .balance import Balance
+from .descriptions import (
+    ATTRIBUTES,
+    LOOKS,
+    Values,
+    changed,
+    descriptions,
+    noun,
+    references,
+    subsets,
+    values_of,
+)
+from .scenes import COLOURS, DIGIT_WORDS, QUADRANTS, SIZES, Scene
+
+
+class Question(NamedTuple):
+    kind: str
+    text: str
+    answer: str
+
+
+# Kind -> the attribute of a digit that is asked for, and how.
+_ATTRIBUTE_QUESTIONS = {
+    "colour": ("colour", "what colour is the {noun}?"),
+    "digit": ("word", "which digit is {predicate}?"),
+    "size": ("size", "what size is the {noun}?"),
+    "where": ("quadrant", "where is the {noun}?"),
+}
+
+
+def _ask_attribute(kind: str, scene: Scene, balance: Balance) -> Question | None:
+    attribute, text = _ATTRIBUTE_QUESTIONS[kind]
+    known: dict[str, list[Values]] = {}
+    for digit in scene.digits:
+        for values in references(scene, digit, unsaid=attribute):
+            known.setdefault(getattr(digit, attribute), []).append(values)
+    if not known:
+        return None
+    answer = balance.rarest(kind, list(known))
+    values = balance.one_of(known[answer])
+    return Question(kind, text.format(noun=noun(values), predicate=_predicate(values)), answer)
+
+
+def _predicate(values: Values) -> str:
+    """ "large and red" or "at the top left"."""
+    return f"at the {values['quadrant']}" if "quadrant" in values else " and ".join(values.values())
+
+
+def _ask_count(scene: Scene, balance: Balance) -> Question:
+    attribute = balance.one_of(("all", "colour", "size"))
+    if attribute == "all":
+        return Question("count", "how many digits are there?", str(len(scene.digits)))
+    counts = Counter(getattr(digit, attribute) for digit in scene.digits)
+    by_count: dict[int, list[str]] = {}
+    for value in ATTRIBUTES[attribute]:
+        by_count.setdefault(counts[value], []).append(value)
+    count = balance.rarest(("count", attribute), list(by_count))
+    return Question("count", f"how many {balance.one_of(by_count[count])} digits are there?", str(count))
+
+
+def _ask_existence(scene: Scene, balance: Balance) -> Question | None:
+    present = values_of(balance.one_of(scene.digits), balance.one_of(subsets(LOOKS, smallest=2)))
+    absent = changed(scene, present, balance)
+    if absent is None:
+        return None
+    answer = balance.rarest("exists", ("yes", "no"))
+    name = noun(present if answer == "yes" else absent)
+    article = "an" if name.startswith("orange") else "a"
+    return Question("exists", f"is there {article} {name}?", answer)
+
+
+def _ask(kind: str, scene: Scene, balance: Balance) -> Question | None:
+    if kind == "count":
+        return _ask_count(scene, balance)
+    return _ask_existence(scene, balance) if kind == "exists" else _ask_attribute(kind, scene, balance)
+
+
+def questions(scene: Scene, count: int, balance: Balance) -> list[Question]:
+    """At most `count` questions of different kinds, each kind equally often."""
+    asked: list[Question] = []
+    for kind in balance.shuffled((*_ATTRIBUTE_QUESTIONS, "count", "exists")):
+        question = _ask(kind, scene, balance) if len(asked) < count else None
+        if question is not None:
+            asked.append(question)
+    return asked
+
+
+def description_tasks(scene: Scene, count: int, balance: Balance) -> list[Question]:
+    """At most `count` descriptions, half of them of what is at a place and half of what is meant by its looks.
+
+    They are for training: questions about one attribute at a time teach slowly to look a digit up.
+    """
+    places = [
+        Question("describe_place", f"what is at the {digit.quadrant}?", f"a {digit.name}")
+        for digit in scene.digits
+    ]
+    looks = [
+        Question("describe_digit", f"describe the {noun(values)}", f"a {digit.name} {digit.quadrant}")
+        for digit in scene.digits
+        for values in descriptions(scene, digit)
+    ]
+    half = count // 2
+    return [*balance.shuffled(places)[:half], *balance.shuffled(looks)[: count - half]]
+
+
+def all_answers() -> list[str]:
+    """Every answer that these questions can have, the short ones first."""
+    names = [f"a {size} {colour} {word}" for size, colour, word in product(SIZES, COLOURS, DIGIT_WORDS)]
+    return [
+        *("yes", "no"),
+        *map(str, range(len(QUADRANTS) + 1)),
+        *(value for values in ATTRIBUTES.values() for value in values),
+        *names,
+        *(f"{name} {quadrant}" for name, quadrant in product(names, QUADRANTS)),
+    ]

@@ -1,0 +1,115 @@
+"""Makes questions, phrases and premises about the embedded scenes: the data of `vqa`, `refcoco` and `snli_ve`.
+
+Beside the files of the command `digits`, with the released columns and the same pictures, for train, valid and test:
+
+    vqa_*.tsv        question-id, image-id, question, answer with its confidence, object labels, picture
+    refcoco_*.tsv    uniq-id, image-id, phrase, box x0,y0,x1,y1 in pixels, picture
+    snli_ve_*.tsv    uniq-id, image-id, picture, hypothesis, text premise, label
+
+The first id is KIND-IMAGEID-NUMBER, so that scores can be told for each kind. vqa_describe_train.tsv has descriptions
+to be learned beside the questions, ans2label.json all answers of both. Half of the phrases in
+refcoco_absent_test.tsv fit no digit; their boxes are empty.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ...data.files import atomic_write
+from ...metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
+from .balance import Balance
+from .phrases import Phrase, phrases, present_or_absent
+from .premises import Premise, premises
+from .questions import Question, all_answers, description_tasks, questions
+from .scenes import Scene, read_scenes
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raised when the same settings give other files
+OBJECT_LABELS = "digit"  # what a detector might say; the scene's own labels would tell the answers
+
+Example = Question | Phrase | Premise
+MakeExamples = Callable[[Scene, int, Balance], list]
+
+# File -> what it holds, and how many of it for a scene. Scenes that have fewer are left out, so that the rows of a
+# picture stand together in blocks of one size. (Scenes of one digit have no premises.)
+FILES: dict[str, tuple[MakeExamples, int]] = {
+    "vqa_train.tsv": (questions, 4),
+    "vqa_valid.tsv": (questions, 2),
+    "vqa_test.tsv": (questions, 3),
+    "vqa_describe_train.tsv": (description_tasks, 2),
+    "refcoco_train.tsv": (phrases, 3),
+    "refcoco_valid.tsv": (phrases, 1),
+    "refcoco_test.tsv": (phrases, 2),
+    "refcoco_absent_test.tsv": (present_or_absent, 2),
+    "snli_ve_train.tsv": (premises, 4),
+    "snli_ve_valid.tsv": (premises, 1),
+    "snli_ve_test.tsv": (premises, 3),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--digits", type=Path, required=True, help="folder that the command `digits` has made"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="another seed gives other examples (default 1)")
+
+
+def columns(example: Example, image_id: str, number: int, picture: str) -> tuple[str, ...]:
+    """An example as a row with the released columns."""
+    ids = f"{example.kind}-{image_id}-{number}", image_id
+    match example:
+        case Question():
+            return *ids, example.text, f"1.0{CONFIDENCE_SEPARATOR}{example.answer}", OBJECT_LABELS, picture
+        case Phrase():
+            return *ids, example.text, ",".join(map(str, example.box or ())), picture
+        case Premise():
+            return *ids, picture, example.hypothesis, example.premise, example.label
+
+
+def _scenes_with_pictures(digits: Path, split: str) -> Iterator[tuple[Scene, str]]:
+    """The scenes of a split, and their pictures as the TSV files of the command `digits` have them."""
+    scenes = read_scenes(digits / f"scenes_{split}.jsonl")
+    name = "train_references.tsv" if split == "train" else f"{split}.tsv"
+    with (digits / name).open(encoding="utf-8") as rows:
+        for row in rows:
+            _, image_id, _, _, picture = row.rstrip("\n").split("\t")
+            yield scenes[image_id], picture
+
+
+def _write(digits: Path, name: str, balance: Balance) -> None:
+    make, per_scene = FILES[name]
+    split = name.removesuffix(".tsv").rpartition("_")[2]
+    with atomic_write(digits / name) as file:
+        for scene, picture in tqdm(_scenes_with_pictures(digits, split), desc=name, unit="scene"):
+            examples = make(scene, per_scene, balance)
+            if len(examples) < per_scene:
+                continue
+            for number, example in enumerate(examples):
+                file.write("\t".join(columns(example, scene.image_id, number, picture)) + "\n")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises ValueError if the folder has no scenes yet."""
+    base, stamp = args.digits / "settings.json", args.digits / "tasks_settings.json"
+    if not base.exists():
+        raise ValueError(
+            f"{args.digits}: expected a folder that the command `digits` has made; {base} is missing"
+        )
+    scenes = json.loads(base.read_text(encoding="utf-8"))
+    settings = json.dumps({"format": FORMAT, "seed": args.seed, "scenes": scenes}) + "\n"
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == settings:
+        logger.info("%s has these examples already", args.digits)
+        return
+    stamp.unlink(missing_ok=True)
+    for number, name in enumerate(FILES):
+        _write(args.digits, name, Balance(args.seed, number))
+    with atomic_write(args.digits / "ans2label.json") as file:
+        json.dump({answer: index for index, answer in enumerate(all_answers())}, file)
+    with atomic_write(stamp) as file:
+        file.write(settings)
+    logger.info("wrote questions, phrases and premises into %s", args.digits)

@@ -1,0 +1,136 @@
+# shellcheck shell=bash
+# What the tasks' trainings, and evaluations but captioning's, share. Sourced by common.sh.
+
+# ofa_nano on the embedded pictures: all that was tuned for them.
+NANO_FLAGS=(
+    --patch-image-size 64 --code-dict-size 512 --num-bins 128 --label-smoothing 0.0 --dropout 0.0
+    --adam-betas '(0.9,0.98)' --lr 1e-3 --warmup-ratio 0.06
+    --log-interval 50 --num-workers 0 --no-epoch-checkpoints --keep-best-checkpoints 1
+)
+CAPTION_NANO=$ROOT/runs/caption_nano/checkpoint_best.pt
+EMBEDDED_START=$CAPTION_NANO # what embedded trainings start from, or none
+
+# choose_recipe TASK [FOLDER]: RECIPE, batch sizes and input of a training, from the script's settings: EMBEDDED_FLAGS,
+# EMBEDDED_BATCH, EMBEDDED_EPOCHS, PUBLISHED, PUBLISHED_BATCH, PUBLISHED_EFFECTIVE_BATCH, BASE, LARGE.
+choose_recipe() {
+    EMBEDDED=''
+    if [[ -z $DATA ]]; then
+        [[ -z $ARCH && -z $RESTORE_FILE ]] || fail "--data is missing; --arch and --restore-file need it (see --help)"
+        EMBEDDED=yes ARCH=ofa_nano RESTORE_FILE=$EMBEDDED_START SAVE_DIR=${SAVE_DIR:-$ROOT/runs/$1_nano}
+    fi
+    ARCH=${ARCH:-ofa_base}
+    SAVE_DIR=$(absolute "${SAVE_DIR:-$ROOT/runs/${2:-$1}_${ARCH#ofa_}}")
+    case $ARCH in
+        ofa_nano)
+            RECIPE+=("${NANO_FLAGS[@]}" "${EMBEDDED_FLAGS[@]}" --max-epoch "$EMBEDDED_EPOCHS")
+            BATCH_SIZE=${BATCH_SIZE:-$EMBEDDED_BATCH} EFFECTIVE_BATCH=${EFFECTIVE_BATCH:-$EMBEDDED_BATCH}
+            RESTORE_FILE=${RESTORE_FILE:-none} PRECISION=${PRECISION:-fp32}
+            ;;
+        ofa_tiny | ofa_medium | ofa_base) RECIPE+=("${PUBLISHED[@]}" "${BASE[@]}") ;;
+        ofa_large | ofa_huge) RECIPE+=("${PUBLISHED[@]}" "${LARGE[@]}") ;;
+        *) fail "--arch $ARCH: expected ofa_tiny, ofa_medium, ofa_base, ofa_large, ofa_huge or ofa_nano" ;;
+    esac
+    BATCH_SIZE=${BATCH_SIZE:-$PUBLISHED_BATCH} EFFECTIVE_BATCH=${EFFECTIVE_BATCH:-$PUBLISHED_EFFECTIVE_BATCH}
+    require_training_options
+    if [[ -z $EMBEDDED ]]; then
+        require_tsvs data 2
+        require_bpe_dir
+        [[ $RESTORE_FILE == none ]] || require_file restore-file
+    fi
+}
+
+# train_and_evaluate TASK FILE...: the work of a training; the files are names of embedded ones, an epoch each, the last
+# for validation.
+train_and_evaluate() {
+    local task=$1 file paths=()
+    TIMES=$SAVE_DIR/times.tsv
+    use_environment
+    spread_over_slurm "${ARGUMENTS[@]}"
+    count_processes
+    choose_precision
+    if [[ -n $EMBEDDED ]]; then
+        prepare_digits
+        if [[ $EMBEDDED_START != none ]]; then
+            [[ -f $EMBEDDED_START ]] || alone bash "$ROOT/run_scripts/caption/train.sh"
+            prepare_digit_tasks
+        fi
+        for file in "${@:2}"; do paths+=("$DIGITS/$file.tsv"); done
+        DATA=$(IFS=,; echo "${paths[*]}") BPE_DIR=$DIGITS
+    fi
+    plan_batches
+    finetune "$task" --criterion adjust_label_smoothed_cross_entropy "${RECIPE[@]}"
+
+    is_leader || exit 0
+
+    if [[ -n $EMBEDDED ]]; then
+        alone bash "$ROOT/run_scripts/$task/evaluate.sh" --model "$SAVE_DIR/checkpoint_best.pt"
+        where "data" "$DIGITS"
+    fi
+    where "model" "$SAVE_DIR/checkpoint_best.pt" "log" "$SAVE_DIR/train.log" \
+        "curves (TensorBoard)" "$SAVE_DIR/tensorboard"
+    show_times
+}
+
+prepare_digit_tasks() {
+    begin_part "questions, phrases and premises"
+    one_at_a_time "$DIGITS/lock" prepare digit_tasks --digits "$DIGITS"
+    end_part
+}
+
+# choose_evaluation TASK: input of an evaluation; without --data the embedded test rows, EMBEDDED is set then.
+choose_evaluation() {
+    EMBEDDED=''
+    if [[ -z $DATA ]]; then
+        EMBEDDED=yes DATA=$DIGITS/$1_test.tsv BPE_DIR=$DIGITS
+        BATCH_SIZE=${BATCH_SIZE:-100} PRECISION=${PRECISION:-fp32}
+        [[ -f $MODEL && -f $DATA ]] || fail "$MODEL or $DATA is missing: first run bash run_scripts/$1/train.sh" \
+            "or give --model and --data (see --help)"
+    fi
+    BATCH_SIZE=${BATCH_SIZE:-8}
+    require_evaluation_input
+}
+
+# evaluate TASK PICTURE_COLUMN FLAG...: outputs, predictions and scores; of the embedded rows also by kind, beside the
+# same model's scores with blank pictures and what guessing scores.
+evaluate() {
+    local task=$1 column=$2 blank
+    PREDICTIONS=$RESULTS_PATH/${SPLIT}_predict.json
+    use_environment
+    spread_over_slurm "${ARGUMENTS[@]}"
+    count_processes
+    choose_precision
+    generate "$task" "${@:3}" --seed 7 --log-format simple --log-interval 10
+    is_leader || exit 0
+    part "scoring" "$RESULTS_PATH/scoring_finished" "$GENERATION" score_predictions "$task"
+    if [[ -n $EMBEDDED ]]; then
+        blank=$RESULTS_PATH/blank
+        if [[ -z $DRY_RUN ]]; then
+            mkdir -p "$blank"
+            with_blank_pictures "$column" <"$DATA" >"$blank/blank.tsv"
+        fi
+        part "generation with blank pictures" "$blank/generation_finished" "$GENERATION" \
+            run fairseq-generate "$blank/blank.tsv" --user-dir "$ROOT/ofa_fairseq" --task "$task" --path "$MODEL" \
+            --selected-cols "$SELECTED_COLS" --bpe-dir "$BPE_DIR" "${@:3}" --batch-size "$BATCH_SIZE" \
+            --results-path "$blank"
+        prepare score_by_kind --task "$task" --data "$DATA" --train "$DIGITS/${task}_train.tsv" \
+            --predictions "${GENERATED[0]}" --blank "$blank/generate-test.txt" | keep_in "$RESULTS_PATH/by_kind.txt"
+    fi
+    say "results"
+    [[ -n $DRY_RUN ]] || cat "$RESULTS_PATH/score.txt"
+    where "predictions" "$PREDICTIONS" "with scores" "${PREDICTIONS%.json}.scores.tsv" \
+        "by kind" "$RESULTS_PATH/by_kind.txt" "pictures with boxes" "$RESULTS_PATH/boxes"
+}
+
+score_predictions() {
+    prepare collect_predictions --task "$1" --generated "${GENERATED[@]}" --out "$PREDICTIONS" "${COLLECT_FLAGS[@]}" |
+        keep_in "$RESULTS_PATH/score.txt"
+}
+
+# A TSV file with a black picture in a column (from 0) of every row.
+with_blank_pictures() {
+    local black
+    black=$("$PYTHON" -P -c 'from PIL import Image
+from ofa_fairseq.data.images import encode_image
+print(encode_image(Image.new("RGB", (64, 64))))')
+    awk -F '\t' -v OFS='\t' -v column="$(($1 + 1))" -v picture="$black" '{ $column = picture } 1'
+}
