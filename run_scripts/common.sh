@@ -252,7 +252,7 @@ training_options() {
     option save-dir "" "folder of the run (default: runs/...); one that was interrupted goes on where it was"
     option batch-size "" "largest batch of one process"
     option effective-batch "" "rows of an update over all processes, kept by --update-freq and a smaller --batch-size"
-    option precision "" "fp16, bf16 or fp32 (default: fp16 on GPUs)"
+    option precision "" "fp16, bf16, amp (mixed) or fp32 (default: fp16 on GPUs)"
 }
 
 # The values of `training_options` make sense.
@@ -262,14 +262,15 @@ require_training_options() {
     require_choice precision "${PRECISIONS[@]}"
 }
 
-PRECISIONS=(fp16 bf16 fp32)
+PRECISIONS=(fp16 bf16 amp fp32)
 
 # PRECISION_FLAGS; the default is as published where there is a GPU.
 choose_precision() {
-    PRECISION=${PRECISION:-${PRECISIONS[GPUS > 0 ? 0 : 2]}}
+    if ((GPUS > 0)); then PRECISION=${PRECISION:-fp16}; else PRECISION=${PRECISION:-fp32}; fi
     case $PRECISION in
         fp16) PRECISION_FLAGS=(--fp16 --fp16-scale-window 512) ;;
         bf16) PRECISION_FLAGS=(--bf16) ;;
+        amp) PRECISION_FLAGS=(--amp) ;;
         fp32) PRECISION_FLAGS=() ;;
     esac
 }

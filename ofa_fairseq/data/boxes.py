@@ -26,9 +26,10 @@ def parse_box(text: str, size: tuple[int, int]) -> Box:
     slack = 1e-3  # of a pixel: numbers that were rounded when they were written
     if not (-slack <= x0 and x1 <= width + slack and -slack <= y0 and y1 <= height + slack):
         raise ValueError(f"the box {text} reaches out of the picture of {width} x {height} pixels")
+    x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
     if not (x0 < x1 and y0 < y1):
         raise ValueError(f"the box {text} has no area: expected x0 < x1 and y0 < y1")
-    return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+    return x0, y0, x1, y1
 
 
 class BoxFrame(NamedTuple):

@@ -104,6 +104,7 @@ class AnswerTrie:
         if not answers:
             raise ValueError("an answer set needs at least one answer")
         self.vocabulary_size = vocabulary_size
+        self.num_answers = len({tuple(answer) for answer in answers})
         children: list[dict[int, int]] = [{}, {eos: ENDED}]
         for i, answer in enumerate(answers):
             if not answer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from fairseq import search
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor, nn
 
-from .answer_space import NUM_SPECIALS, AnswerSpace
+from .answer_space import NUM_SPECIALS, AnswerSpace, AnswerTrie
 
 
 class NoRepeatNgrams(nn.Module):
-    """Ban tokens that would complete an n-gram a hypothesis already has.
+    """Ban tokens that would complete an n-gram a hypothesis already has, unless nothing else may follow (in a prompt).
 
     Stock fairseq's Python version compares with the end of the padded buffer, which never matches.
     """
@@ -30,18 +31,22 @@ class NoRepeatNgrams(nn.Module):
         self.n = n
 
     def forward(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
-        """tokens [N, >= step + 1] with `<s>` first, lprobs [N, V], changed in place."""
+        """tokens [N, >= step + 1] with `<s>` first, lprobs [N, V] -> lprobs with what is banned at -inf."""
         if step + 1 < self.n:
             return lprobs
         ngrams = tokens[:, : step + 1].unfold(1, self.n, 1)  # N x windows x n
         latest = tokens[:, step + 2 - self.n : step + 1]
         repeated = (ngrams[..., :-1] == latest[:, None]).all(dim=-1)
         ban = torch.zeros_like(repeated, dtype=lprobs.dtype).masked_fill_(repeated, -math.inf)
-        return lprobs.scatter_add_(1, ngrams[..., -1], ban)
+        left = lprobs.scatter_add(1, ngrams[..., -1], ban)
+        return torch.where(left.isneginf().all(dim=1, keepdim=True), lprobs, left)
 
 
 class OFAEnsemble(EnsembleModel):
     """One or several models whose next-token distributions obey an answer space.
+
+    Stock search ends a hypothesis at every `</s>`, also at a forced one. A `<s>` inside a forced prompt is a `</s>` to
+    the models, with its probability, and ends nothing (see `OFASequenceGenerator.unending`).
 
     Args:
         models: with equal vocabularies.
@@ -54,13 +59,15 @@ class OFAEnsemble(EnsembleModel):
 
     def __init__(
         self,
-        models: Sequence[nn.Module],
+        models: Sequence[Any],
         beam_size: int,
         answer_space: AnswerSpace | None = None,
         zero_shot: bool = False,
         gen_code: bool = False,
     ) -> None:
         super().__init__(models)
+        dictionary: Any = models[0].decoder.dictionary
+        self.bos, self.eos = dictionary.bos(), dictionary.eos()
         self.beam_size = beam_size
         self.answer_space, self.zero_shot, self.gen_code = answer_space, zero_shot, gen_code
         self.max_len = 0
@@ -90,7 +97,10 @@ class OFAEnsemble(EnsembleModel):
         temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of the token after `tokens` [N, step + 1], in float32: [N, V]."""
-        allowed = self._allowed(tokens)
+        prompt_lengths = self._prompt_length_of_rows(len(tokens))
+        if prompt_lengths is not None:
+            tokens = self._with_ends(tokens, prompt_lengths)
+        allowed = self._allowed(tokens, prompt_lengths)
         log_probs = []
         for model, encoder_out, state in zip(self.models, encoder_outs, incremental_states):
             logits, _ = model.decoder(tokens, encoder_out=encoder_out, incremental_state=state)
@@ -105,15 +115,26 @@ class OFAEnsemble(EnsembleModel):
             lprobs = lprobs.masked_fill(~allowed, -math.inf)
         if self.gen_code and tokens.size(1) <= self.max_len:
             lprobs[:, :NUM_SPECIALS] = -math.inf
+        if prompt_lengths is not None:
+            forced = prompt_lengths >= tokens.size(1)
+            lprobs[:, self.bos] = torch.where(forced, lprobs[:, self.eos], lprobs[:, self.bos])
         return lprobs, None
 
-    def _allowed(self, tokens: Tensor) -> Tensor | None:
+    def _prompt_length_of_rows(self, rows: int) -> Tensor | None:
+        if self.prompt_lengths is None:
+            return None
+        return self.prompt_lengths.repeat_interleave(rows // len(self.prompt_lengths))
+
+    def _with_ends(self, tokens: Tensor, prompt_lengths: Tensor) -> Tensor:
+        """`</s>` for each `<s>` of a prompt."""
+        position = torch.arange(tokens.size(1), device=tokens.device)
+        inside = (position > 0) & (position <= prompt_lengths[:, None])
+        return tokens.masked_fill(inside & tokens.eq(self.bos), self.eos)
+
+    def _allowed(self, tokens: Tensor, prompt_lengths: Tensor | None) -> Tensor | None:
         if self.answer_space is None:
             return None
-        prompt_lengths = None if self.zero_shot else self.prompt_lengths
-        if prompt_lengths is not None:
-            prompt_lengths = prompt_lengths.repeat_interleave(len(tokens) // len(prompt_lengths))
-        return self.answer_space.next_tokens(tokens, prompt_lengths)
+        return self.answer_space.next_tokens(tokens, None if self.zero_shot else prompt_lengths)
 
     def reorder_encoder_out(
         self, encoder_outs: list[dict[str, list[Tensor]]], new_order: Tensor
@@ -143,6 +164,7 @@ class OFASequenceGenerator(SequenceGenerator):
         tgt_dict: the dictionary.
         answer_space, zero_shot, gen_code: see `OFAEnsemble`.
         no_repeat_ngram_size: ban repeated n-grams of this size (0: none).
+        search_strategy: a search of fairseq's (None: beam search).
         kwargs: as of fairseq's SequenceGenerator.
     """
 
@@ -156,15 +178,20 @@ class OFASequenceGenerator(SequenceGenerator):
         zero_shot: bool = False,
         gen_code: bool = False,
         no_repeat_ngram_size: int = 0,
+        search_strategy: Any = None,
         **kwargs: Any,
     ) -> None:
         beam_size = min(beam_size, len(tgt_dict) - 1)
+        if isinstance(answer_space, AnswerTrie) and type(search_strategy) in (NoneType, search.BeamSearch):
+            # Beams without an answer of their own would never end.
+            beam_size = min(beam_size, answer_space.num_answers)
         if not gen_code:  # the models' own limit is that of a picture's codes
             kwargs.setdefault("max_len", min(m.decoder.max_positions() for m in models))
         super().__init__(
             OFAEnsemble(models, beam_size, answer_space, zero_shot, gen_code),
             tgt_dict,
             beam_size=beam_size,
+            search_strategy=search_strategy,
             symbols_to_strip_from_output={tgt_dict.bos()},
             **kwargs,
         )
@@ -185,12 +212,21 @@ class OFASequenceGenerator(SequenceGenerator):
         if self.min_len > max_len:
             raise ValueError(f"--min-len {self.min_len} is longer than the longest output, {max_len} tokens")
         prompt_lengths = None if prefix_tokens is None else prefix_tokens.ne(self.pad).sum(dim=1)
+        if prompt_lengths is not None and int(prompt_lengths.max()) >= max_len:
+            raise ValueError(
+                f"a forced prompt of {int(prompt_lengths.max())} tokens leaves no room in outputs of at most {max_len}"
+                " (--max-len-b, --max-target-positions)"
+            )
         self.model.begin(prompt_lengths, max_len)
         # A set of fewer answers than beams leaves beams that can never end: stock asserts that there are none.
         self.search.stop_on_max_len = True
         return super()._generate(
             sample, prefix_tokens, constraints, bos_token=self.bos if bos_token is None else bos_token
         )
+
+    def unending(self, prompts: Tensor) -> Tensor:
+        """Prompts whose `</s>` end no output; they show as `<s>` in hypotheses, until `remove_prompt`."""
+        return prompts.masked_fill(prompts.eq(self.eos), self.bos)
 
     def remove_prompt(self, hypothesis: dict[str, Tensor], length: int) -> None:
         """Cut a forced prompt of `length` tokens off a hypothesis, in place; its score becomes that of the rest."""

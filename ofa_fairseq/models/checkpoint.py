@@ -86,8 +86,7 @@ def upgrade(state: State, model: Any) -> None:
         source = "decoder.embed_out" if "decoder.embed_out" in state else "decoder.embed_tokens.weight"
         state["decoder.output_projection.weight"] = state[source]
     state.pop("decoder.embed_out", None)
-    constants = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
-    own = {**model.state_dict(), **constants}
+    own, constants = _all_entries(model)
     state["decoder.image_position_idx"] = own["decoder.image_position_idx"]
     for key in IMAGE_POSITIONS:
         grow_rows(state, (key,), len(own[key]))
@@ -96,29 +95,45 @@ def upgrade(state: State, model: Any) -> None:
     for key in [k for k in state if k.endswith("num_batches_tracked") and k not in own]:
         del state[key]  # frozen BatchNorm counts nothing
     check_shapes(state, own)
+    loaded = {own[key].data_ptr() for key in own if key in state}
     missing = [key for key in own if key not in state]
     state.update({key: own[key] for key in missing})
-    missing = [key for key in missing if key not in constants]  # left out by runs with averaged weights
+    missing = [key for key in missing if key not in constants and own[key].data_ptr() not in loaded]
     if missing:
         logger.warning(
             "the checkpoint lacks %d entries; kept as initialised: %s", len(missing), ", ".join(missing)
         )
 
 
-def leave_out_integers(model: nn.Module) -> None:
-    """Keep integers out of the model's state dict from now on.
+def _all_entries(model: Any) -> tuple[State, State]:
+    """The model's entries, with those that `prepare_for_averaging` leaves out, and which of them never change."""
+    parameters = {
+        name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    constants = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if not buffer.is_floating_point() or name.endswith("version")
+    }
+    return {**model.state_dict(), **parameters, **constants}, constants
 
-    fairseq averages every entry (`--store-ema`), which integers refuse. They are index tables, which options decide,
-    and BatchNorm's count of batches, which nothing reads; `upgrade` puts them back.
+
+def prepare_for_averaging(model: nn.Module) -> None:
+    """Keep out of the model's state dict from now on what fairseq's average (`--store-ema`) can't take.
+
+    It averages every entry: integers refuse that, and a tied matrix would be averaged once for each of its names. The
+    integers are index tables, which options decide, and BatchNorm's count of batches, which nothing reads. `upgrade`
+    puts everything back.
     """
-    model.register_state_dict_post_hook(_delete_integers)
+    model.register_state_dict_post_hook(_delete_unaveraged)
 
 
-def _delete_integers(module: nn.Module, state: State, prefix: str, metadata: Any) -> None:
-    for key in [
-        key for key, value in state.items() if isinstance(value, Tensor) and not value.is_floating_point()
-    ]:
-        del state[key]
+def _delete_unaveraged(module: nn.Module, state: State, prefix: str, metadata: Any) -> None:
+    seen = set()
+    for key, value in list(state.items()):
+        if not value.is_floating_point() or value.data_ptr() in seen:
+            del state[key]
+        seen.add(value.data_ptr())
 
 
 def rename_old_keys(state: State) -> None:

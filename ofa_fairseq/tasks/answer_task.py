@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
 from ..data.answer_list import parse_answers, read_answers
+from ..data.text_normalize import split_references
 from ..generation.answer_space import AnswerSpace, AnswerTrie
 from ..generation.candidates import CandidateScorer
+from ..metrics.vqa_accuracy import parse_answer
 from .ofa_task import OFATask
 from .options import OFATaskConfig
 
@@ -70,6 +72,16 @@ class AnswerTaskConfig(OFATaskConfig):
     )
 
 
+class Answers(NamedTuple):
+    """The answers to a row."""
+
+    best: str  # of the allowed ones that of highest confidence, the first of equals; "" if there is none
+    confidence: float  # of the best
+    learnable: bool  # whether there is one that is allowed
+    texts: list[str]  # all, as they stand in the column
+    plain: list[str]  # without their confidences
+
+
 class AnswerTask(OFATask):
     """A task whose answers may be a closed set; without one, outputs are free and found by beam search.
 
@@ -88,8 +100,10 @@ class AnswerTask(OFATask):
         ):
             if value not in choices:
                 raise ValueError(f"{flag} {value}: expected one of {', '.join(choices)}")
-        if cfg.valid_batch_size < 1 or (cfg.candidate_memory or 1) < 1:
+        if cfg.valid_batch_size < 1 or (cfg.candidate_memory is not None and cfg.candidate_memory < 1):
             raise ValueError("--valid-batch-size and --candidate-memory: expected numbers above 0")
+        if cfg.uses_ema and self.root is not None and not (self.generating or self.root.ema.store_ema):
+            raise ValueError("--uses-ema: there are no averaged weights without --store-ema")
         self.answers  # a mistake in the list should not wait for the first row  # noqa: B018
 
     @cached_property
@@ -114,10 +128,10 @@ class AnswerTask(OFATask):
             return None
         return AnswerTrie(self.answer_ids, self.vocabulary.eos, len(self.vocabulary))
 
-    def options_adopted(self) -> None:
-        """See `OFATask.options_adopted`."""
-        super().options_adopted()
-        for name in ("answers", "answer_ids", "trie"):
+    def use_options(self) -> None:
+        """See `OFATask.use_options`."""
+        super().use_options()
+        for name in ("answers", "answer_ids", "trie", "_answer_set"):
             self.__dict__.pop(name, None)
 
     def answer_space(self) -> AnswerSpace | None:
@@ -131,6 +145,22 @@ class AnswerTask(OFATask):
     @cached_property
     def _answer_set(self) -> set[str]:
         return set(self.answers or ())
+
+    def best_answer(self, column: str, split: str) -> Answers:
+        """What a column `a&&b`, also with confidences `0.6|!+a&&1.0|!+b`, says about the answer.
+
+        Raises:
+            ValueError: a confidence does not parse, or in training nothing can be learnt.
+        """
+        texts = [text for text in split_references(column) if text.strip()]
+        rated = [parse_answer(text) for text in texts]
+        allowed = [(answer, confidence) for answer, confidence in rated if self.is_allowed(answer)]
+        if split == "train" and not allowed:
+            raise ValueError(
+                f"no answer of {column!r} is in the answer list" if rated else "the answer is empty"
+            )
+        answer, confidence = max(allowed, key=lambda pair: pair[1], default=("", 1.0))
+        return Answers(answer, confidence, bool(allowed), texts, [answer for answer, _ in rated])
 
     def cut_target(self, tokens: list[int]) -> list[int]:
         """Free answers are cut to `--max-tgt-length` tokens, as released; allowed ones never are."""

@@ -73,6 +73,10 @@ class CaptionTask(OFATask):
         picture = self.picture(row["picture"], root)
         return self.make_example(row["id"], values, [picture], references=references)
 
+    def cut_target(self, tokens: list[int]) -> list[int]:
+        """Joined references may be longer than any caption: the loss sees what fits, the score all of them."""
+        return tokens[: self.cfg.max_target_positions - 1]
+
     def clean_output(self, text: str) -> str:
         """Delete punctuation, unless told to keep it."""
         return text.strip() if self.cfg.keep_punctuation else strip_punctuation(text)

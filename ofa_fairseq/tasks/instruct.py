@@ -9,12 +9,12 @@ from fairseq.tasks import register_task
 from ..data.boxes import BoxFrame, box_text, parse_box
 from ..data.example import Example
 from ..data.image_transforms import Picture
-from ..data.text_normalize import pre_caption, split_references, strip_punctuation
+from ..data.text_normalize import pre_caption, strip_punctuation
 from ..data.tsv import TsvFile
 from ..generation.answer_space import AnswerSpace, TokenRange
 from ..instruction import TEXT_TYPES, Instruction, Slot, parse
 from ..metrics.row_metrics import RowMetric, row_metric
-from ..metrics.vqa_accuracy import parse_answer
+from ..metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
 from .answer_task import AnswerTask, AnswerTaskConfig
 from .caption import cider_over
 
@@ -69,10 +69,19 @@ class InstructTask(AnswerTask):
     cfg: InstructConfig
 
     def __init__(self, cfg: InstructConfig) -> None:
-        if not cfg.instruction or not cfg.columns:
-            raise ValueError("task instruct needs --instruction and --columns, see docs/add_a_task.md")
-        cfg.ans2label_file = cfg.answers or cfg.ans2label_file
+        self._may_lack_options = True  # in fairseq-generate, until it has read the checkpoint
         super().__init__(cfg)
+        self._may_lack_options = False
+
+    def use_options(self) -> None:
+        """See `OFATask.use_options`; for fairseq-generate a checkpoint may bring instruction and columns."""
+        cfg = self.cfg
+        cfg.ans2label_file = cfg.answers or cfg.ans2label_file
+        if not (cfg.instruction and cfg.columns):
+            if self._may_lack_options and self.generating and not cfg.zero_shot:
+                return
+            raise ValueError("task instruct needs --instruction and --columns, see docs/add_a_task.md")
+        super().use_options()
         if self.answers is not None and not self.answer_slot:
             raise ValueError("--answers: expected a target that is one text or label slot")
         self._validation_metric = row_metric(cfg.metric) if cfg.metric else None
@@ -113,35 +122,41 @@ class InstructTask(AnswerTask):
                 for slot in source
                 if slot.type in TEXT_TYPES
             }
-        more: dict[str, Any] = {"answers": self.trie}
         missing = [slot.name for slot in target if not row[slot.name].strip()]
         if missing and split.startswith(("train", "valid")):
             raise ValueError(f"the column {missing[0]} is empty")
-        if not missing:
-            more |= self._target(target, row, pictures, values)
-        return self.make_example(row["id"], values, pictures, self.cfg.prompt_type, learn=not missing, **more)
+        more = {"learn": False} if missing else self._target(target, row, pictures, values, split)
+        return self.make_example(row["id"], values, pictures, self.cfg.prompt_type, answers=self.trie, **more)
 
     def _target(
-        self, slots: tuple[Slot, ...], row: dict[str, str], pictures: list[Picture], values: dict[str, Any]
+        self,
+        slots: tuple[Slot, ...],
+        row: dict[str, str],
+        pictures: list[Picture],
+        values: dict[str, Any],
+        split: str,
     ) -> dict[str, Any]:
-        """Fills `values`; returns references and weight."""
+        """Fills `values`; returns other fields of the example."""
         if self.answer_slot:
-            texts = [text for text in split_references(row[self.answer_slot]) if text.strip()]
-            rated = [parse_answer(text) for text in texts]
-            allowed = [(answer, confidence) for answer, confidence in rated if self.is_allowed(answer)]
-            if not allowed:
-                raise ValueError(f"{row[self.answer_slot]!r} is not in the answer list")
-            values[self.answer_slot], weight = max(allowed, key=lambda pair: pair[1])
+            answers = self.best_answer(row[self.answer_slot], split)
+            values[self.answer_slot] = answers.best
             return {
-                "references": texts if self._weighs else [answer for answer, _ in rated],
-                "weight": weight,
+                "references": answers.texts if self._weighs else list(map(self.clean_output, answers.plain)),
+                "weight": answers.confidence,
+                "learn": answers.learnable,
             }
         values |= {slot.name: self._value(slot, row, pictures) for slot in slots}
-        if [slot.type for slot in slots] == ["box"]:
+        if self._only_slot == "box":
             box = parse_box(row[slots[0].name], pictures[0].size)
             return {"references": [box_text(self._frame(pictures).to_bins(box))]}
         code_target = any(slot.type == "codes" for slot in slots)
         return {"references": [self.instruction.fill("target", values).strip()], "code_target": code_target}
+
+    @property
+    def _only_slot(self) -> str:
+        """The type of the slot that is the whole target, without any text around it, or nothing."""
+        target = self.instruction.target
+        return target[0].type if len(target) == 1 and isinstance(target[0], Slot) else ""
 
     @property
     def _weighs(self) -> bool:
@@ -167,20 +182,18 @@ class InstructTask(AnswerTask):
 
     def answer_space(self) -> AnswerSpace | None:
         """The answers; four bins where the target is a box; codes where it is codes."""
-        types = [slot.type for slot in self.instruction.slots("target")]
         vocabulary = self.vocabulary
-        if types == ["box"] and len(self.instruction.target) == 1:
+        if self._only_slot == "box":
             return TokenRange(*vocabulary.bin_range, len(vocabulary), BOX_LENGTH, vocabulary.eos)
-        if types == ["codes"] and len(self.instruction.target) == 1:
+        if self._only_slot == "codes":
             return TokenRange(*vocabulary.code_range, len(vocabulary))
         return super().answer_space()
 
     def prepare_split(self, split: str, rows: TsvFile) -> None:
         """For CIDEr-D, count the references' n-grams."""
         if self.cfg.metric == "cider" and split != "train" and self.answer_slot:
-            self._validation_metric = cider_over(
-                rows, self.columns.index(self.answer_slot), strip_punctuation
-            )
+            column = self.columns.index(self.answer_slot)
+            self._validation_metric = cider_over(rows, column, _without_confidence)
 
     def clean_output(self, text: str) -> str:
         """Without punctuation where CIDEr-D reads it."""
@@ -189,3 +202,7 @@ class InstructTask(AnswerTask):
     def validation_metric(self) -> RowMetric | None:
         """`--metric`."""
         return self._validation_metric
+
+
+def _without_confidence(text: str) -> str:
+    return strip_punctuation(text.rpartition(CONFIDENCE_SEPARATOR)[2])

@@ -35,7 +35,7 @@ from ..generation.answer_space import AnswerSpace, TokenRange
 from ..generation.generator import OFASequenceGenerator, diverse_beam_search
 from ..instruction import RELEASED, Instruction, Value, parse
 from ..metrics.row_metrics import RowMetric
-from ..models.checkpoint import leave_out_integers
+from ..models.checkpoint import prepare_for_averaging
 from ..optim import training_length
 from ..vocabulary import Vocabulary
 from .options import NEVER_ADOPTED, PATH_OPTIONS, RELEASED_EVAL_OPTIONS, OFATaskConfig
@@ -68,8 +68,7 @@ class OFATask(FairseqTask):
         self._generators: dict[int, OFASequenceGenerator] = {}
         self._pictures = PictureLog(self.root)
         self.num_updates = 0
-        self.instruction = self.build_instruction()
-        self.instruction.check(self.columns)
+        self.use_options()
         self.bad_rows = BadRows(self._bad_rows_path(), cfg.strict_data)
         self._eval_options()  # a mistake in them should not wait for the first validation
 
@@ -175,7 +174,7 @@ class OFATask(FairseqTask):
                     setattr(cfg, name, getattr(self.cfg, name))
         model = super().build_model(cfg, from_checkpoint)
         if self.root is not None and self.root.ema.store_ema:
-            leave_out_integers(model)
+            prepare_for_averaging(model)
         return model
 
     def _adopt_options(self, saved: Any) -> None:
@@ -188,15 +187,26 @@ class OFATask(FairseqTask):
             never = f.name in NEVER_ADOPTED or f.name.startswith("eval_")
             if never or value is None or own != getattr(defaults, f.name) or own == value:
                 continue
+            if f.name in PATH_OPTIONS and not os.path.exists(value):
+                flag = f"--{f.name.replace('_', '-')}"
+                if f.name != "bpe_dir":  # GPT-2's public files may do
+                    raise ValueError(f"the checkpoint names {value}, which is not here: give {flag}")
+                logger.warning("the checkpoint names %s, which is not here: is %s missing?", value, flag)
+                continue
             changed[f.name] = value
             setattr(self.cfg, f.name, value)
         if changed:
             logger.info("options from the checkpoint: %s", changed)
-            self.options_adopted()
+        self.use_options()
 
-    def options_adopted(self) -> None:
-        """Options have changed: what was made of them is made anew."""
+    def use_options(self) -> None:
+        """Make what follows from the options: at first, and anew where a checkpoint has brought others.
+
+        Raises:
+            ValueError: options that make no sense.
+        """
         self.instruction = self.build_instruction()
+        self.instruction.check(self.columns)
 
     # -- data -----------------------------------------------------------------------------------------
 
@@ -449,11 +459,14 @@ class OFATask(FairseqTask):
     ) -> list[list[dict[str, Tensor]]]:
         """Generate; a row's own prompt is forced, and no part of the output, unless the caller gives another."""
         own = sample.get("prefix_tokens") if prefix_tokens is None else None
+        searching = isinstance(generator, OFASequenceGenerator)
+        if own is not None:
+            prefix_tokens = generator.unending(own) if searching else own
         with torch.no_grad():
             hypotheses = generator.generate(
-                models, sample, prefix_tokens=prefix_tokens if own is None else own, constraints=constraints
+                models, sample, prefix_tokens=prefix_tokens, constraints=constraints
             )
-        if own is not None and isinstance(generator, OFASequenceGenerator):
+        if own is not None and searching:
             for row, length in zip(hypotheses, own.ne(self.dictionary.pad()).sum(dim=1).tolist()):
                 for hypothesis in row:
                     generator.remove_prompt(hypothesis, length)

@@ -54,21 +54,22 @@ class SnliVeTask(AnswerTask):
         label = row["relation"].strip()
         if label not in ANSWERS and (label or split == "train"):
             raise ValueError(f"the label {label!r}: expected one of {', '.join(ANSWERS)}")
+        answers = self.best_answer(ANSWERS.get(label, ""), split)
         hypothesis = self._text(row["hypothesis"])
         if not hypothesis:
             raise ValueError("the hypothesis is empty")
-        values = {"hypothesis": hypothesis, "caption": self._text(row["caption"])}
-        references = []
-        if label:
-            values["relation"] = ANSWERS[label]
-            references = [ANSWERS[label]]
+        values = {
+            "hypothesis": hypothesis,
+            "caption": self._text(row["caption"]),
+            "relation": answers.best,
+        }
         return self.make_example(
             row["id"],
             values,
             [self.picture(row["picture"], root)],
             self.cfg.prompt_type,
-            learn=bool(label),
-            references=references,
+            learn=answers.learnable,
+            references=answers.texts,
             answers=self.trie,
         )
 

@@ -10,7 +10,6 @@ from ..data.example import Example
 from ..data.text_normalize import pre_question, split_references
 from ..instruction import RELEASED, Instruction, parse
 from ..metrics.row_metrics import RowMetric, row_metric
-from ..metrics.vqa_accuracy import parse_answer
 from .answer_task import AnswerTask, AnswerTaskConfig
 
 
@@ -64,26 +63,21 @@ class VqaTask(AnswerTask):
 
         Without an answer that may be learnt, a training row is bad; in other splits it is scored all the same.
         """
-        references = [text for text in split_references(row["answer"]) if text.strip()]
-        rated = [parse_answer(text) for text in references]
-        allowed = [(answer, confidence) for answer, confidence in rated if self.is_allowed(answer)]
-        if split == "train" and not allowed:
-            raise ValueError(
-                f"no answer of {row['answer']!r} is in the answer list" if rated else "the answer is empty"
-            )
-        answer, confidence = max(allowed, key=lambda rated: rated[1], default=("", 1.0))
-        values = {"question": self._question(row["question"]), "answer": answer}
+        answers = self.best_answer(row["answer"], split)
+        values = {"question": self._question(row["question"]), "answer": answers.best}
         if self.cfg.add_object:
-            labels = split_references(row.get("objects", ""))[: self.cfg.max_object_length]
+            if "objects" not in row:
+                raise ValueError("--add-object needs the column objects")
+            labels = split_references(row["objects"])[: self.cfg.max_object_length]
             values["objects"] = " ".join(labels)
         return self.make_example(
             row["id"],
             values,
             [self.picture(row["picture"], root)],
             self.cfg.prompt_type,
-            learn=bool(allowed),
-            weight=confidence,
-            references=references,
+            learn=answers.learnable,
+            weight=answers.confidence,
+            references=answers.texts,
             answers=self.trie,
         )
 

@@ -28,9 +28,12 @@ read_options "$@"
 
 # -- settings ----------------------------------------------------------------------------------------------
 
-# Descriptions come first: they force the model to look up what stands where.
-EMBEDDED_FLAGS=(--rows-per-picture 4 --val-inference-type beamsearch --prompt-type none --batch-size-valid 200)
-EMBEDDED_BATCH=128 EMBEDDED_EPOCHS=5
+# Six rows of each picture: four questions and two descriptions.
+EMBEDDED_FLAGS=(
+    --rows-per-picture 6 --prompt-type prev_output --val-inference-type beamsearch --eval-args '{"beam":1}'
+    --batch-size-valid 200
+)
+EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=2
 
 PUBLISHED_BATCH=4 # on each of 32 GPUs, accumulated 4 times
 PUBLISHED_EFFECTIVE_BATCH=512
@@ -63,4 +66,4 @@ fi
 
 # -- work --------------------------------------------------------------------------------------------------
 
-train_and_evaluate vqa vqa_describe_train vqa_train vqa_train vqa_train vqa_train vqa_valid
+train_and_evaluate vqa vqa_train vqa_valid

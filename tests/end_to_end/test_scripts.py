@@ -60,7 +60,7 @@ def test_is_bash_and_explains_itself(path: Path) -> None:
         ({"--bpe-dir": "."}, "--bpe-dir .: there is no dict.txt"),
         ({"--arch": "ofa_giant"}, "--arch ofa_giant: expected ofa_tiny"),
         ({"--batch-size": "0"}, "--batch-size 0: expected a whole number above 0"),
-        ({"--precision": "fp8"}, "--precision fp8: expected one of: fp16 bf16 fp32"),
+        ({"--precision": "fp8"}, "--precision fp8: expected one of: fp16 bf16 amp fp32"),
         ({"--data": None}, "--data is missing"),
         ({"--save-dir": ""}, "--save-dir: expected a value"),
         ({"stray": "x"}, "unexpected argument 'stray'"),

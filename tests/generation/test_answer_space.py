@@ -185,3 +185,50 @@ def test_text_that_is_no_range_is_an_error(text: str) -> None:
 def test_ranges_outside_the_vocabulary_are_errors(text: str) -> None:
     with pytest.raises(ValueError, match="expected 4 <= start < end <= 10"):
         TokenRange.parse(text, VOCABULARY)
+
+
+# -- ranges of a fixed length ----------------------------------------------------------------------------
+
+
+def allowed_of_length(length: int, made: int) -> set[int]:
+    """What may follow `made` tokens of an answer of `length` tokens from 5 to 7; below 0: a prompt is not complete."""
+    if made < 0:
+        return set(range(VOCABULARY))
+    return {5, 6, 7} if made < length else {EOS}
+
+
+@given(st.integers(1, 5), st.lists(st.integers(0, 4), min_size=1, max_size=4), st.integers(0, 8))
+def test_a_range_of_fixed_length(length: int, prompt_lengths: list[int], made: int) -> None:
+    """With prompts of their own lengths, complete or not; also past the end."""
+    space = TokenRange(5, 8, VOCABULARY, length, EOS)
+    prefix = torch.full((len(prompt_lengths), 1 + made), 6)
+    found = space.next_tokens(prefix, torch.tensor(prompt_lengths))
+    assert [as_set(row) for row in found] == [allowed_of_length(length, made - n) for n in prompt_lengths]
+    (same,) = space.next_tokens(prefix)
+    assert as_set(same) == allowed_of_length(length, made)
+
+
+@given(st.integers(1, 4), st.lists(st.integers(0, 3), min_size=1, max_size=4), st.integers(0, 3))
+def test_target_masks_of_a_range_of_fixed_length(length: int, prompts: list[int], cut: int) -> None:
+    """Against a loop; one target may be shorter than the length."""
+    space = TokenRange(5, 8, VOCABULARY, length, EOS)
+    answers = [length] * (len(prompts) - 1) + [max(length - cut, 0)]
+    width = max(n + answer for n, answer in zip(prompts, answers)) + 1
+    target = torch.full((len(prompts), width), PAD)
+    expected = []
+    for row, (prompt, answer) in enumerate(zip(prompts, answers)):
+        target[row, prompt : prompt + answer] = 6
+        target[row, prompt + answer] = EOS
+        expected += [allowed_of_length(length, i) for i in range(answer + 1)]
+    found = space.target_masks(target, target.ne(PAD))
+    assert [as_set(row) for row in found] == expected
+
+
+def test_a_batch_that_nothing_is_learnt_from_has_no_masks() -> None:
+    target = torch.full((2, 3), PAD)
+    for space in (
+        TokenRange(5, 8, VOCABULARY, 4, EOS),
+        TokenRange(5, 8, VOCABULARY),
+        AnswerTrie(ANSWERS, EOS, VOCABULARY),
+    ):
+        assert space.target_masks(target, target.ne(PAD)).shape == (0, VOCABULARY)

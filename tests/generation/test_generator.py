@@ -132,6 +132,17 @@ def test_generated_ngrams_do_not_repeat(model: Any, n: int) -> None:
             assert len(set(ngrams)) == len(ngrams)
 
 
+def test_what_is_forced_is_never_banned(model: Any) -> None:
+    """A prompt may repeat itself: labels of objects often do."""
+    prompts = torch.tensor([[20, 20, 20, 20, 21], [20, 21, 22, 23, 24], [20, 21, 20, 21, PAD]])
+    options: dict[str, Any] = {"beam_size": 2, "answer_space": AnswerTrie(ANSWERS, EOS, VOCABULARY)}
+    plain = generate(model, batch(), prefix_tokens=prompts, **options)
+    for a, b in zip(
+        generate(model, batch(), prefix_tokens=prompts, no_repeat_ngram_size=2, **options), plain, strict=True
+    ):
+        assert_same(a, b)
+
+
 # -- beam search ---------------------------------------------------------------------------------------
 
 
@@ -178,6 +189,15 @@ def test_fewer_answers_than_beams(model: Any) -> None:
         assert_same(b, a)
 
 
+@pytest.mark.parametrize("beam", [5, 6, 20])
+def test_search_stops_when_all_answers_are_found(model: Any, beam: int) -> None:
+    steps: list[int] = []
+    handle = model.decoder.register_forward_hook(lambda m, inputs, out: steps.append(inputs[0].size(1)))
+    generate(model, batch(), beam_size=beam, answer_space=AnswerTrie(ANSWERS, EOS, VOCABULARY))
+    handle.remove()
+    assert steps == [1, 2, 3, 4]  # the longest answer's tokens and its end
+
+
 def test_forced_prompts_of_different_lengths(model: Any) -> None:
     sample, space = batch(), AnswerTrie(ANSWERS, EOS, VOCABULARY)
     prompts = torch.tensor([[20, 21, 22], [23, PAD, PAD], [24, 25, PAD]])
@@ -220,6 +240,137 @@ def test_sentences_with_prompts_leave_at_different_steps(model: Any, beam: int) 
     for row, length in enumerate(PROMPTS.ne(PAD).sum(dim=1).tolist()):
         prompt = PROMPTS[row : row + 1, :length] if length else None
         assert_same(together[row], generate(model, row_of(sample, row), prefix_tokens=prompt, **options)[0])
+
+
+def random_answers(seed: int) -> list[list[int]]:
+    """Seven answers over four words: many begin alike, and some are the beginning of others."""
+    generator = torch.Generator().manual_seed(seed)
+    answers: set[tuple[int, ...]] = set()
+    while len(answers) < 7:
+        length = int(torch.randint(1, 5, (), generator=generator))
+        answers.add(tuple(torch.randint(5, 9, (length,), generator=generator).tolist()))
+    return [list(answer) for answer in sorted(answers)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_answers_are_ranked_as_by_enumeration(model: Any, seed: int) -> None:
+    answers, sample, prompts = random_answers(seed), batch(), PROMPTS[1:]
+    space = AnswerTrie(answers, EOS, VOCABULARY)
+    found = generate(
+        model,
+        sample,
+        prefix_tokens=prompts,
+        beam_size=len(answers) + 2,
+        answer_space=space,
+        normalize_scores=False,
+    )
+    for row, hypotheses in enumerate(found):
+        prompt = prompts[row][prompts[row].ne(PAD)].tolist()
+        expected = []
+        for answer in answers:
+            tokens = [*prompt, *answer, EOS]
+            expected.append((tokens, score([model], row_of(sample, row), tokens, space, len(prompt))))
+        assert_same(hypotheses, sorted(expected, key=lambda pair: -pair[1]))
+
+
+@pytest.mark.parametrize("with_prompts", [False, True])
+def test_a_wide_beam_ranks_all_boxes(model: Any, with_prompts: bool) -> None:
+    """A range of fixed length: here three tokens out of three, 27 in all."""
+    sample, space = batch(), TokenRange(10, 13, VOCABULARY, length=3, eos=EOS)
+    prompts = PROMPTS[1:] if with_prompts else None
+    found = generate(
+        model, sample, prefix_tokens=prompts, beam_size=27, answer_space=space, normalize_scores=False
+    )
+    for row, hypotheses in enumerate(found):
+        prompt = prompts[row][prompts[row].ne(PAD)].tolist() if prompts is not None else []
+        expected = []
+        for choice in itertools.product(range(10, 13), repeat=3):
+            tokens = [*prompt, *choice, EOS]
+            expected.append((tokens, score([model], row_of(sample, row), tokens, space, len(prompt))))
+        assert_same(hypotheses, sorted(expected, key=lambda pair: -pair[1]))
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("with_prompts", [False, True])
+def test_boxes_are_four_bins_and_the_end(model: Any, beam: int, sampled: bool, with_prompts: bool) -> None:
+    torch.manual_seed(0)
+    other = small_model(VOCABULARY, prefix="other.")
+    strategy = search.Sampling(model.decoder.dictionary) if sampled else None
+    prompts = PROMPTS if with_prompts else None
+    found = generate(
+        [model, other],
+        batch(4),
+        prefix_tokens=prompts,
+        beam_size=beam,
+        answer_space=TokenRange(20, 30, VOCABULARY, length=4, eos=EOS),
+        search_strategy=strategy,
+    )
+    for row, hypotheses in enumerate(found):
+        prompt = prompts[row][prompts[row].ne(PAD)].tolist() if prompts is not None else []
+        assert len(hypotheses) == beam
+        for tokens, _ in hypotheses:
+            assert tokens[: len(prompt)] == prompt
+            *bins, last = tokens[len(prompt) :]
+            assert len(bins) == 4
+            assert all(20 <= token < 30 for token in bins)
+            assert last == EOS
+
+
+def test_ends_inside_a_prompt_end_nothing(model: Any) -> None:
+    """The prompt of type `src` is the whole source, with its end."""
+    sample, space = batch(), AnswerTrie(ANSWERS, EOS, VOCABULARY)
+    prompts = torch.tensor([[20, 21, EOS], [23, EOS, PAD], [EOS, 24, EOS]])
+    generator = OFASequenceGenerator(
+        [model], model.decoder.dictionary, beam_size=len(ANSWERS), answer_space=space
+    )
+    unending = generator.unending(prompts)
+    assert EOS not in unending
+    for row, hypotheses in enumerate(generator.generate([model], sample, prefix_tokens=unending)):
+        prompt = prompts[row][prompts[row].ne(PAD)].tolist()
+        expected = []
+        for answer in ANSWERS:
+            tokens = [*prompt, *answer, EOS]
+            total = score([model], row_of(sample, row), tokens, space, len(prompt))
+            expected.append(([*answer, EOS], total / len(tokens)))
+        found = [(h["tokens"].tolist()[len(prompt) :], float(h["score"])) for h in hypotheses]
+        assert_same(found, sorted(expected, key=lambda pair: -pair[1]))
+
+
+@pytest.mark.parametrize("length", [3, 4])
+def test_a_prompt_that_fills_the_output_is_an_error(model: Any, length: int) -> None:
+    prompts = torch.full((3, length), 20)
+    generate(model, batch(), prefix_tokens=prompts, max_len_b=length + 1)
+    with pytest.raises(ValueError, match=f"a forced prompt of {length} tokens leaves no room"):
+        generate(model, batch(), prefix_tokens=prompts, max_len_b=length)
+
+
+@pytest.mark.parametrize(("normalize", "len_penalty"), [(True, 1.0), (True, 0.5), (False, 1.0)])
+def test_without_its_prompt_a_hypothesis_scores_as_the_answer_alone(
+    model: Any, normalize: bool, len_penalty: float
+) -> None:
+    sample, space = batch(4), AnswerTrie(ANSWERS, EOS, VOCABULARY)
+    options: dict[str, Any] = {"beam_size": 3, "answer_space": space}
+    generator = OFASequenceGenerator(
+        [model],
+        model.decoder.dictionary,
+        normalize_scores=normalize,
+        len_penalty=len_penalty,
+        **options,
+    )
+    for row, hypotheses in enumerate(generator.generate([model], sample, prefix_tokens=PROMPTS)):
+        prompt = PROMPTS[row][PROMPTS[row].ne(PAD)].tolist()
+        for hypothesis in hypotheses:
+            generator.remove_prompt(hypothesis, len(prompt))
+            tokens = hypothesis["tokens"].tolist()
+            assert tokens[:-1] in ANSWERS
+            whole = score([model], row_of(sample, row), [*prompt, *tokens], space, len(prompt))
+            of_prompt = score([model], row_of(sample, row), prompt, space, len(prompt)) if prompt else 0.0
+            expected = whole - of_prompt
+            assert float(hypothesis["positional_scores"].sum()) == pytest.approx(expected, abs=1e-4)
+            if normalize:
+                expected /= len(tokens) ** len_penalty
+            assert float(hypothesis["score"]) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("beam", [1, 3])

@@ -64,7 +64,7 @@ def test_rows_of_a_picture_stand_together_in_blocks_of_one_size(data: Path, name
 
 def test_all_answers_are_in_the_answer_file(data: Path) -> None:
     answers = read_answers(data / "ans2label.json")
-    for name in ("vqa_train.tsv", "vqa_valid.tsv", "vqa_test.tsv", "vqa_describe_train.tsv"):
+    for name in ("vqa_train.tsv", "vqa_valid.tsv", "vqa_test.tsv"):
         for row in read(data / name):
             answer, confidence = parse_answer(row[3])
             assert answer in answers

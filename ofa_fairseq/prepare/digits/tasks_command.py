@@ -6,9 +6,9 @@ Beside the files of the command `digits`, with the released columns and the same
     refcoco_*.tsv    uniq-id, image-id, phrase, box x0,y0,x1,y1 in pixels, picture
     snli_ve_*.tsv    uniq-id, image-id, picture, hypothesis, text premise, label
 
-The first id is KIND-IMAGEID-NUMBER, so that scores can be told for each kind. vqa_describe_train.tsv has descriptions
-to be learned beside the questions, ans2label.json all answers of both. Half of the phrases in
-refcoco_absent_test.tsv fit no digit; their boxes are empty.
+The first id is KIND-IMAGEID-NUMBER, so that scores can be told for each kind. vqa_train.tsv also asks for descriptions
+("what is at the top left?" "a large red seven"), which force a model to look; ans2label.json has all answers. Half of
+the phrases in refcoco_absent_test.tsv fit no digit; their boxes are empty.
 """
 
 import argparse
@@ -29,19 +29,24 @@ from .scenes import Scene, read_scenes
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when the same settings give other files
+FORMAT = 2  # raised when the same settings give other files
 OBJECT_LABELS = "digit"  # what a detector might say; the scene's own labels would tell the answers
 
 Example = Question | Phrase | Premise
 MakeExamples = Callable[[Scene, int, Balance], list]
 
+
+def _questions_and_descriptions(scene: Scene, count: int, balance: Balance) -> list[Question]:
+    """Two of three are questions."""
+    return questions(scene, 2 * count // 3, balance) + description_tasks(scene, count // 3, balance)
+
+
 # File -> what it holds, and how many of it for a scene. Scenes that have fewer are left out, so that the rows of a
 # picture stand together in blocks of one size. (Scenes of one digit have no premises.)
 FILES: dict[str, tuple[MakeExamples, int]] = {
-    "vqa_train.tsv": (questions, 4),
+    "vqa_train.tsv": (_questions_and_descriptions, 6),
     "vqa_valid.tsv": (questions, 2),
     "vqa_test.tsv": (questions, 3),
-    "vqa_describe_train.tsv": (description_tasks, 2),
     "refcoco_train.tsv": (phrases, 3),
     "refcoco_valid.tsv": (phrases, 1),
     "refcoco_test.tsv": (phrases, 2),
