@@ -49,9 +49,9 @@ def check_answers(answers: Iterable[Any], where: str) -> list[str]:
     for number, answer in enumerate(answers, start=1):
         if not isinstance(answer, str) or not answer.strip():
             raise ValueError(f"{where}: answer {number} is {answer!r}, expected a text that is not empty")
-        if answer in checked:
+        if answer.strip() in checked:
             raise ValueError(f"{where}: answer {number}, {answer!r}, stands there twice")
-        checked[answer] = None
+        checked[answer.strip()] = None  # as answers in columns are read
     if not checked:
         raise ValueError(f"{where}: there are no answers")
     return list(checked)

@@ -163,8 +163,9 @@ class AnswerTask(OFATask):
         return Answers(answer, confidence, bool(allowed), texts, [answer for answer, _ in rated])
 
     def cut_target(self, tokens: list[int]) -> list[int]:
-        """Free answers are cut to `--max-tgt-length` tokens, as released; allowed ones never are."""
-        return tokens if self.answers is not None else tokens[: self.cfg.max_tgt_length]
+        """Free answers are cut to `--max-tgt-length` tokens, as released; allowed ones, boxes and codes never are."""
+        free = self.answer_slot and self.answers is None
+        return tokens[: self.cfg.max_tgt_length] if free else tokens
 
     # -- generation -----------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ read_options "$@"
 # -- settings ----------------------------------------------------------------------------------------------
 
 EMBEDDED_FLAGS=(--rows-per-picture 3 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}')
-EMBEDDED_BATCH=128 EMBEDDED_EPOCHS=8
+EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=3
 
 PUBLISHED_BATCH=4 # on each of 4 GPUs, accumulated 8 times
 PUBLISHED_EFFECTIVE_BATCH=128

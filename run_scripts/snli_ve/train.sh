@@ -24,8 +24,8 @@ read_options "$@"
 
 # -- settings ----------------------------------------------------------------------------------------------
 
-EMBEDDED_FLAGS=(--rows-per-picture 4 --prompt-type none --batch-size-valid 200)
-EMBEDDED_BATCH=128 EMBEDDED_EPOCHS=6
+EMBEDDED_FLAGS=(--rows-per-picture 4 --prompt-type prev_output --batch-size-valid 200)
+EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=3
 
 PUBLISHED_BATCH=4 # on each of 8 GPUs, accumulated 8 times
 PUBLISHED_EFFECTIVE_BATCH=256

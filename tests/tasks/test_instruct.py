@@ -281,6 +281,25 @@ def test_source_texts_stay_as_they_are_unless_told(tmp_path: Path, sentencepiece
     assert texts_of(run) == (" what colour is the big red t shirt?", " Dark-Red")
 
 
+@pytest.mark.parametrize(
+    ("target", "value", "cut"),
+    [
+        ("[text:a]", "one very long answer", True),
+        ("[codes:a]", "1 2 3 4 5", False),
+        ("[box:a]", "0,0,9,9", False),
+    ],
+)
+def test_only_free_text_is_cut(
+    target: str, value: str, cut: bool, tmp_path: Path, sentencepiece_dir: Path
+) -> None:
+    rows, line = [["0", picture(), value]], f"[image:p] what? -> {target}"
+    run = run_of(
+        tmp_path, sentencepiece_dir, rows, "--max-tgt-length", "2", instruction=line, columns="id,p,a"
+    )
+    target_length = len(run.task.dataset("train")[0].target)
+    assert (target_length == 2 + 1) if cut else (target_length > 2 + 1)
+
+
 def test_spans_of_boxes(tmp_path: Path, sentencepiece_dir: Path) -> None:
     """The last bin is the picture's end, unless `--max-image-size` says otherwise."""
     rows, line = [["0", picture(), "0,0,40,30"]], "[image:photo] where? -> [box:place]"
