@@ -8,8 +8,9 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     import fairseq.tasks  # noqa: F401
-# The same module has logging begin at DEBUG, at which PIL has something to say of every picture.
-logging.getLogger("PIL").setLevel(logging.INFO)
+
+    # The same module has logging begin at DEBUG, at which PIL has something to say of every picture.
+    logging.getLogger("PIL").setLevel(logging.INFO)
 
 from .criterions import label_smoothed
 from .metrics import caption_scorers, row_scorers

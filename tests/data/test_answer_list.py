@@ -58,6 +58,16 @@ def test_json_options(answers: list[str]) -> None:
     assert parse_answers(json.dumps(dict.fromkeys(answers, 0)), "--flag") == answers
 
 
+def test_white_space_around_answers_does_not_matter(tmp_path: Path) -> None:
+    """Nor does it in columns."""
+    for name, content in (
+        ("a.txt", " yes\nno \t\n"),
+        ("a.json", [" yes", "no\n"]),
+        ("a.pkl", {"yes ": 0, " no": 1}),
+    ):
+        assert read_answers(write(tmp_path, name, content)) == ["yes", "no"]
+
+
 def test_python_2_pickles(tmp_path: Path) -> None:
     (tmp_path / "old.pkl").write_bytes(pickle.dumps({"yes": 0, "no": 1}, protocol=2))
     assert read_answers(tmp_path / "old.pkl") == ["yes", "no"]
