@@ -7,8 +7,11 @@ NANO_FLAGS=(
     --adam-betas '(0.9,0.98)' --lr 1e-3 --warmup-ratio 0.06
     --log-interval 50 --num-workers 0 --no-epoch-checkpoints --keep-best-checkpoints 1
 )
-CAPTION_NANO=$ROOT/runs/caption_nano/checkpoint_best.pt
-EMBEDDED_START=$CAPTION_NANO # what embedded trainings start from, or none
+EMBEDDED_START=caption # the task whose model embedded trainings start from, or none
+
+embedded_model() {
+    if [[ $EMBEDDED_START == none ]]; then echo none; else echo "$ROOT/runs/${EMBEDDED_START}_nano/checkpoint_best.pt"; fi
+}
 
 # choose_recipe TASK [FOLDER]: RECIPE, batch sizes and input of a training, from the script's settings: EMBEDDED_FLAGS,
 # EMBEDDED_BATCH, EMBEDDED_EPOCHS, PUBLISHED, PUBLISHED_BATCH, PUBLISHED_EFFECTIVE_BATCH, BASE, LARGE.
@@ -16,7 +19,7 @@ choose_recipe() {
     EMBEDDED=''
     if [[ -z $DATA ]]; then
         [[ -z $ARCH && -z $RESTORE_FILE ]] || fail "--data is missing; --arch and --restore-file need it (see --help)"
-        EMBEDDED=yes ARCH=ofa_nano RESTORE_FILE=$EMBEDDED_START SAVE_DIR=${SAVE_DIR:-$ROOT/runs/$1_nano}
+        EMBEDDED=yes ARCH=ofa_nano RESTORE_FILE=$(embedded_model) SAVE_DIR=${SAVE_DIR:-$ROOT/runs/$1_nano}
     fi
     ARCH=${ARCH:-ofa_base}
     SAVE_DIR=$(absolute "${SAVE_DIR:-$ROOT/runs/${2:-$1}_${ARCH#ofa_}}")
@@ -56,7 +59,7 @@ train_and_evaluate() {
     if [[ -n $EMBEDDED ]]; then
         prepare_digits
         if [[ $EMBEDDED_START != none ]]; then
-            [[ -f $EMBEDDED_START ]] || alone bash "$ROOT/run_scripts/caption/train.sh"
+            [[ -f $RESTORE_FILE ]] || alone bash "$ROOT/run_scripts/$EMBEDDED_START/train.sh"
             prepare_digit_tasks
         fi
         for file in "${@:2}"; do paths+=("$DIGITS/$file.tsv"); done

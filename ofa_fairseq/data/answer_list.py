@@ -18,10 +18,12 @@ def read_answers(path: str | Path) -> list[str]:
 
     Raises:
         ValueError: another form, no answers, an empty answer, or one that stands there twice.
-        OSError: the file can't be opened.
+        OSError: there is no such file, or it can't be opened.
         pickle.UnpicklingError: a pickle that is broken or not plain data.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of answers")
     if path.suffix in (".pkl", ".p", ".pickle"):
         content = safe_pickle.load(path)
     else:

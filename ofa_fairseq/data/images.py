@@ -87,7 +87,7 @@ def _decode_base64(value: str) -> bytes:
     try:
         return binascii.a2b_base64(encoded, strict_mode=True)
     except binascii.Error as error:
-        raise ImageError(f"neither base64 ({error}) nor the path of a file") from error
+        raise ImageError(f"{value[:40]!r} is neither base64 ({error}) nor the path of a file") from error
 
 
 def _read_file(path: str) -> bytes:

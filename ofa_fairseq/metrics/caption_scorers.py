@@ -63,6 +63,9 @@ class _WhiteSpaceTokenizer:
         return text.split()
 
 
+NOTHING_SCORED = "no row has a reference, nothing was scored"
+
+
 class CaptionScorer(BaseScorer):
     """Collects hypotheses (`pred`) and their references (`ref`, a list for each); leaves out those without any."""
 
@@ -101,6 +104,8 @@ class CiderScorer(CaptionScorer):
         return float(self.cider.score(self.pred, self.ref).mean()) if self.pred else 0.0
 
     def result_string(self) -> str:
+        if not self.pred:
+            return NOTHING_SCORED
         bleu, rouge = bleu4(self.pred, self.ref), rouge_l(self.pred, self.ref)
         return f"CIDEr = {self.score():.4f} (BLEU-4 = {bleu:.2f}, ROUGE-L = {rouge:.2f})"
 
@@ -113,7 +118,7 @@ class CaptionBleuScorer(CaptionScorer):
         return bleu4(self.pred, self.ref)
 
     def result_string(self) -> str:
-        return f"BLEU-4 = {self.score():.2f}"
+        return f"BLEU-4 = {self.score():.2f}" if self.pred else NOTHING_SCORED
 
 
 @register_scorer("rouge_l", dataclass=FairseqDataclass)
@@ -124,4 +129,4 @@ class RougeLScorer(CaptionScorer):
         return rouge_l(self.pred, self.ref)
 
     def result_string(self) -> str:
-        return f"ROUGE-L = {self.score():.2f}"
+        return f"ROUGE-L = {self.score():.2f}" if self.pred else NOTHING_SCORED

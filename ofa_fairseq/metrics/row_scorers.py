@@ -4,6 +4,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
 from ..data.text_normalize import split_references
+from .caption_scorers import NOTHING_SCORED
 from .row_metrics import row_metric
 
 
@@ -30,7 +31,7 @@ class RowScorer(BaseScorer):
         return 100 * float(row_metric(self.metric_name)(self.pred, self.ref).mean()) if self.pred else 0.0
 
     def result_string(self) -> str:
-        return f"{self.label} = {self.score():.2f} over {len(self.pred)} rows"
+        return f"{self.label} = {self.score():.2f} over {len(self.pred)} rows" if self.pred else NOTHING_SCORED
 
 
 @register_scorer("accuracy", dataclass=FairseqDataclass)

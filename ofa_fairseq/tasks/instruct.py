@@ -85,6 +85,9 @@ class InstructTask(AnswerTask):
         if self.answers is not None and not self.answer_slot:
             raise ValueError("--answers: expected a target that is one text or label slot")
         self._validation_metric = row_metric(cfg.metric) if cfg.metric else None
+        wanted = None if self.root is None else self.root.checkpoint.best_checkpoint_metric
+        if wanted == self.score_name and not (cfg.metric or self.generating):
+            raise ValueError(f"--best-checkpoint-metric {wanted} needs --metric")
 
     @property
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]

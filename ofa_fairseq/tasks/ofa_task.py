@@ -234,10 +234,10 @@ class OFATask(FairseqTask):
         count = rows.num_columns if selected is None else len(selected)
         most, least = len(self.columns), len(self.columns) - self.optional_columns
         if not least <= count <= most:
+            wanted = most if least == most else f"{least} to {most}"
             raise ValueError(
-                f"--selected-cols {self.cfg.selected_cols}: task {self.cfg._name} needs"
-                f" {most if least == most else f'{least} to {most}'} columns ({', '.join(self.columns)}), got {count}"
-                f" of the {rows.num_columns} in {path}"
+                f"{path} has {rows.num_columns} columns between tabs, {count} of them selected (--selected-cols"
+                f" {self.cfg.selected_cols}): task {self.cfg._name} needs {wanted} ({', '.join(self.columns)})"
             )
         return rows
 
@@ -537,7 +537,7 @@ def load_ema(models: Sequence[Any], paths: str) -> None:
     for model, path in zip(models, paths.split(":")):
         state = checkpoint_utils.load_checkpoint_to_cpu(path)
         if "ema" not in state["extra_state"]:
-            raise ValueError(f"--ema-eval: {path} holds no averaged weights (extra_state.ema)")
+            raise ValueError(f"--ema-eval: {path} holds no averaged weights (extra_state.ema): leave --ema-eval out (scripts: --ema no)")
         model.load_state_dict(state["extra_state"]["ema"], strict=True)
 
 

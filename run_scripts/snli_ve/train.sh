@@ -2,7 +2,7 @@
 # Visual entailment (SNLI-VE): trains a model.
 #
 #   bash run_scripts/snli_ve/train.sh
-#       Premises and hypotheses about the embedded scenes: starts from the captioning model (runs/caption_nano, trained
+#       Premises and hypotheses about the embedded scenes: starts from the model of questions (runs/vqa_nano, trained
 #       first if it is not there), judges the test hypotheses and scores the answers by kind of premise.
 #
 #   bash run_scripts/snli_ve/train.sh --data train.tsv,valid.tsv --restore-file ofa_base.pt --arch ofa_base
@@ -24,6 +24,8 @@ read_options "$@"
 
 # -- settings ----------------------------------------------------------------------------------------------
 
+# From the model of questions: one that has only captioned finds no digit that a text names, and learns nothing here.
+EMBEDDED_START=vqa
 EMBEDDED_FLAGS=(--rows-per-picture 4 --prompt-type prev_output --batch-size-valid 200)
 EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=3
 

@@ -55,6 +55,8 @@ choose_recipe vqa
 RECIPE+=(--best-checkpoint-metric vqa_score --maximize-best-checkpoint-metric)
 if [[ -z $EMBEDDED ]]; then
     require_choice add-object yes no
+    [[ $ADD_OBJECT == no || $SELECTED_COLS == *,*,*,*,* ]] ||
+        fail "--selected-cols $SELECTED_COLS: no fifth column with object labels; name it, or give --add-object no"
     if [[ $ADD_OBJECT == yes ]]; then RECIPE+=(--add-object); fi
     if [[ -n $ANS2LABEL_FILE ]]; then
         require_file ans2label-file

@@ -362,7 +362,7 @@ CASES: dict[str, list[Case]] = {
         )
         for task in ("instruct", "vqa")
     ],
-    "a picture that is missing or damaged": [
+    "a picture that is missing": [
         with_bad("instruct", 1, "photos/no.jpg"),
         with_bad("instruct", 1, picture()[:100]),
     ],
