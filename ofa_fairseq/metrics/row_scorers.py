@@ -31,7 +31,9 @@ class RowScorer(BaseScorer):
         return 100 * float(row_metric(self.metric_name)(self.pred, self.ref).mean()) if self.pred else 0.0
 
     def result_string(self) -> str:
-        return f"{self.label} = {self.score():.2f} over {len(self.pred)} rows" if self.pred else NOTHING_SCORED
+        return (
+            f"{self.label} = {self.score():.2f} over {len(self.pred)} rows" if self.pred else NOTHING_SCORED
+        )
 
 
 @register_scorer("accuracy", dataclass=FairseqDataclass)

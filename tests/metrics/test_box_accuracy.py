@@ -7,8 +7,6 @@ from torchvision.ops import box_iou as torchvision_box_iou
 
 from ofa_fairseq.metrics.box_accuracy import box_accuracy, box_iou, parse_box
 
-BINS = 1000
-
 
 def as_text(box: np.ndarray) -> str:
     return ",".join(map(repr, box.tolist()))
@@ -28,7 +26,7 @@ def random_boxes(seed: int, count: int, multiple: int | None = None) -> np.ndarr
 def test_iou_equals_torchvision() -> None:
     outputs, references = random_boxes(1, 500), random_boxes(2, 500)
     expected = torchvision_box_iou(torch.from_numpy(outputs), torch.from_numpy(references)).diagonal().numpy()
-    found = box_iou(list(map(as_text, outputs)), [[as_text(box)] for box in references], BINS)
+    found = box_iou(list(map(as_text, outputs)), [[as_text(box)] for box in references])
     assert found.dtype == np.float64
     assert (expected > 0.3).sum() > 10
     np.testing.assert_allclose(found, expected, rtol=1e-12)
@@ -41,7 +39,7 @@ def test_the_best_reference_counts_however_many_there_are() -> None:
     texts = [list(map(as_text, references[end - n : end])) for end, n in zip(ends, counts)]
     every = torchvision_box_iou(torch.from_numpy(outputs), torch.from_numpy(references)).numpy()
     expected = [every[i, end - n : end].max() for i, (end, n) in enumerate(zip(ends, counts))]
-    np.testing.assert_allclose(box_iou(list(map(as_text, outputs)), texts, BINS), expected, rtol=1e-12)
+    np.testing.assert_allclose(box_iou(list(map(as_text, outputs)), texts), expected, rtol=1e-12)
 
 
 def released_correct(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -59,29 +57,29 @@ def test_accuracy_equals_the_released_formula_on_pixel_boxes(multiple: int | Non
     expected = released_correct(torch.from_numpy(outputs).float(), torch.from_numpy(references).float())
     texts, reference_texts = list(map(as_text, outputs)), [[as_text(box)] for box in references]
     if multiple:
-        assert (box_iou(texts, reference_texts, BINS) == 0.5).sum() > 50
-    assert box_accuracy(texts, reference_texts, BINS).tolist() == expected.double().tolist()
+        assert (box_iou(texts, reference_texts) == 0.5).sum() > 50
+    assert box_accuracy(texts, reference_texts).tolist() == expected.double().tolist()
 
 
 def test_stretching_the_axes_changes_nothing() -> None:
     outputs, references = random_boxes(8, 100), random_boxes(9, 100)
     stretch = np.array([0.3, 1.7, 0.3, 1.7]) / 640
-    pixels = box_iou(list(map(as_text, outputs)), [[as_text(box)] for box in references], BINS)
+    pixels = box_iou(list(map(as_text, outputs)), [[as_text(box)] for box in references])
     fractions = box_iou(
-        list(map(as_text, outputs * stretch)), [[as_text(box)] for box in references * stretch], BINS
+        list(map(as_text, outputs * stretch)), [[as_text(box)] for box in references * stretch]
     )
     np.testing.assert_allclose(fractions, pixels, rtol=1e-9)
 
 
-@given(st.lists(st.integers(0, BINS - 1), min_size=4, max_size=4), st.sampled_from(["", " ", "  "]))
-def test_bins_stand_for_fractions_of_the_last_bin(bins: list[int], between: str) -> None:
+@given(st.lists(st.integers(0, 999), min_size=4, max_size=4), st.sampled_from(["", " ", "  "]))
+def test_bins_stand_for_their_numbers(bins: list[int], between: str) -> None:
     text = between.join(f"<bin_{bin_}>" for bin_ in bins)
-    assert parse_box(f" {text}\n", BINS) == pytest.approx([bin_ / 999 for bin_ in bins])
+    assert parse_box(f" {text}\n") == tuple(bins)
 
 
 @pytest.mark.parametrize("text", ["1,2.5,-3,4e1", "1 2.5 -3 4e1", " 1, 2.5 ,-3,  4e1 "])
 def test_numbers_between_commas_or_spaces(text: str) -> None:
-    assert parse_box(text, BINS) == (1, 2.5, -3, 40)
+    assert parse_box(text) == (1, 2.5, -3, 40)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +95,6 @@ def test_numbers_between_commas_or_spaces(text: str) -> None:
         "1,2,3,inf",
         "<bin_1><bin_2><bin_3>",
         "<bin_1><bin_2><bin_3><bin_4><bin_5>",
-        "<bin_1><bin_2><bin_3><bin_1000>",
         "<bin_1><bin_2><bin_3><bin_-4>",
         "<bin_1>,<bin_2>,<bin_3>,<bin_4>",
         "<bin_1><bin_2><bin_3> 4",
@@ -105,11 +102,11 @@ def test_numbers_between_commas_or_spaces(text: str) -> None:
 )
 def test_what_is_no_box_scores_nothing_and_is_refused_as_reference(text: str) -> None:
     box = "0,0,1,1"
-    assert parse_box(text, BINS) is None
-    assert box_iou([text, box], [[box], [box]], BINS).tolist() == [0, 1]
-    assert box_accuracy([text, box], [[box], [box]], BINS).tolist() == [0, 1]
+    assert parse_box(text) is None
+    assert box_iou([text, box], [[box], [box]]).tolist() == [0, 1]
+    assert box_accuracy([text, box], [[box], [box]]).tolist() == [0, 1]
     with pytest.raises(ValueError, match=r"row 1: the reference .* is no box: expected four numbers"):
-        box_iou([box, box], [[box], [box, text]], BINS)
+        box_iou([box, box], [[box], [box, text]])
 
 
 @pytest.mark.parametrize(
@@ -119,18 +116,18 @@ def test_what_is_no_box_scores_nothing_and_is_refused_as_reference(text: str) ->
 def test_boxes_without_area_or_with_swapped_corners_find_nothing(box: str) -> None:
     proper = "0,0,10,10"
     for output, reference in [(box, proper), (proper, box)]:
-        assert box_iou([output], [[reference]], BINS).tolist() == [0]
-        assert box_accuracy([output], [[reference]], BINS).tolist() == [0]
+        assert box_iou([output], [[reference]]).tolist() == [0]
+        assert box_accuracy([output], [[reference]]).tolist() == [0]
     area = np.diff(np.array(list(map(float, box.split(",")))).reshape(2, 2), axis=0).min()
-    assert box_iou([box], [[box]], BINS).tolist() == [float(area > 0)]
+    assert box_iou([box], [[box]]).tolist() == [float(area > 0)]
 
 
-def test_output_in_bins_against_a_reference_in_fractions() -> None:
-    assert box_iou(["<bin_0><bin_0><bin_5><bin_10>"], [["0,0,1,1"]], 11) == pytest.approx([0.5])
-    assert box_accuracy(["<bin_0><bin_0><bin_5><bin_10>"], [["0,0,1,1"]], 11).tolist() == [1]
+def test_output_in_bins_against_a_reference_in_units_of_bins() -> None:
+    assert box_iou(["<bin_0><bin_0><bin_5><bin_10>"], [["0,0,10,10"]]) == pytest.approx([0.5])
+    assert box_accuracy(["<bin_0><bin_0><bin_5><bin_10>"], [["0,0,10,10"]]).tolist() == [1]
 
 
 def test_no_rows_and_rows_without_references() -> None:
-    assert box_iou([], [], BINS).shape == box_accuracy([], [], BINS).shape == (0,)
+    assert box_iou([], []).shape == box_accuracy([], []).shape == (0,)
     with pytest.raises(ValueError, match="hypothesis 0 .* has no references"):
-        box_iou(["0,0,1,1"], [[]], BINS)
+        box_iou(["0,0,1,1"], [[]])

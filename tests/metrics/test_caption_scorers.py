@@ -122,6 +122,7 @@ def test_empty_rows_and_no_rows_do_not_crash(name: str) -> None:
     scorer = build("--scoring", name)
     assert scorer.score() == 0
     scorer.add_string("", "")
+    assert scorer.result_string() == "no row has a reference, nothing was scored"
     scorer.add_string("a dog.&&", "...")
     assert scorer.score() == 0
     assert " = 0.00" in scorer.result_string()

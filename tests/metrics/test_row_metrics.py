@@ -47,12 +47,6 @@ def test_caption_metrics_delete_punctuation() -> None:
     )
 
 
-def test_boxes_use_the_number_of_bins() -> None:
-    outputs, references = ["<bin_0><bin_0><bin_5><bin_10>"], [["0,0,1,1"]]
-    assert row_metric("box_iou", 11)(outputs, references) == pytest.approx([0.5])
-    assert row_metric("box_iou")(outputs, references) == pytest.approx([50 / 999**2])
-
-
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown metric 'bleu': expected " + ", ".join(NAMES)):
         row_metric("bleu")

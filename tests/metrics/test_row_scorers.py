@@ -16,9 +16,9 @@ ROWS = {
     "vqa": ([("0.6|!+cat&&0.3|!+kitten", "kitten"), ("dog", "dog"), ("1.0|!+no", "yes")], 130 / 3),
     "box_accuracy": (
         [
-            ("0.0,0.0,1.0,1.0", "<bin_0><bin_0><bin_999><bin_600>"),
-            ("0.0,0.0,1.0,1.0", "<bin_0><bin_0><bin_999><bin_400>"),
-            ("0.1,0.2,0.3,0.4", "<bin_100><bin_200><bin_300><bin_400>"),
+            ("0.0,0.0,999.0,999.0", "<bin_0><bin_0><bin_999><bin_600>"),
+            ("0.0,0.0,999.0,999.0", "<bin_0><bin_0><bin_999><bin_400>"),
+            ("100.4,199.6,300.1,400.0", "<bin_100><bin_200><bin_300><bin_400>"),
         ],
         200 / 3,
     ),
@@ -46,7 +46,7 @@ def test_scorers_from_the_command_line(name: str) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_without_references_are_left_out(name: str) -> None:
     scorer = build(name)
-    assert scorer.result_string() == f"{LABELS[name]} = 0.00 over 0 rows"
+    assert scorer.result_string() == "no row has a reference, nothing was scored"
     scorer.add_string("", "cat")
     scorer.add_string(" && ", "cat")
     assert scorer.score() == 0
@@ -62,14 +62,6 @@ def test_joined_answers_come_back_as_they_were(answers: list[str]) -> None:
     for answer in answers:
         scorer.add_string("&&".join(answers), answer)
     assert scorer.score() == 100
-
-
-def test_boxes_follow_the_tasks_number_of_bins() -> None:
-    reference, output = "0,0,1,1", "<bin_0><bin_0><bin_10><bin_6>"
-    for flags, expected in [(["--num-bins", "11"], 100), ([], 0)]:
-        scorer = build("box_accuracy", *flags)
-        scorer.add_string(reference, output)
-        assert scorer.score() == expected
 
 
 def test_a_bad_reference_is_named() -> None:
