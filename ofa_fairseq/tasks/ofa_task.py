@@ -538,7 +538,8 @@ def load_ema(models: Sequence[Any], paths: str) -> None:
         state = checkpoint_utils.load_checkpoint_to_cpu(path)
         if "ema" not in state["extra_state"]:
             raise ValueError(
-                f"--ema-eval: {path} holds no averaged weights (extra_state.ema): leave --ema-eval out (scripts: --ema no)"
+                f"--ema-eval: {path} holds no averaged weights (extra_state.ema);"
+                " leave --ema-eval out (in scripts: --ema no)"
             )
         model.load_state_dict(state["extra_state"]["ema"], strict=True)
 
