@@ -512,9 +512,10 @@ class RowBuilder:
 
     def __call__(self, row: list[str]) -> Example:
         example = self.task.example(dict(zip(self.task.columns, row)), self.split, self.root)
-        if not (self.for_scoring and example.references):
+        if not self.for_scoring:
             return example
         vocabulary = self.task.vocabulary
+        # Never without a token: stock's default scorer crashes at an empty target.
         text = vocabulary.encode(REFERENCE_SEPARATOR.join(example.references))
         return replace(example, target=torch.tensor([*text, vocabulary.eos]))
 
