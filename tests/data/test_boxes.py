@@ -65,7 +65,7 @@ def test_a_reference_is_read_as_the_metric_reads_it(
     size: tuple[int, int], side: tuple[int, int], share: list[float]
 ) -> None:
     bins = BoxFrame(*size, *side, 1000).to_bins(inside(size, share))
-    assert parse_output(box_text(bins)) == pytest.approx(bins, abs=5e-5)
+    assert parse_output(box_text(bins)) == pytest.approx(bins, abs=6e-5)
 
 
 # Columns
