@@ -1,7 +1,6 @@
 """What tasks share whose answer is chosen from a closed set: the set, the decoder's prompt, candidate scoring."""
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,8 +17,6 @@ from ..generation.candidates import CandidateScorer
 from ..metrics.vqa_accuracy import parse_answer
 from .ofa_task import OFATask
 from .options import OFATaskConfig
-
-logger = logging.getLogger(__name__)
 
 PROMPT_TYPES = ("none", "src", "prev_output")
 INFERENCE_TYPES = ("allcand", "beamsearch")

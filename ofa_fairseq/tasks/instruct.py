@@ -18,8 +18,6 @@ from ..metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
 from .answer_task import AnswerTask, AnswerTaskConfig
 from .caption import cider_over
 
-BOX_LENGTH = 4
-
 
 @dataclass
 class InstructConfig(AnswerTaskConfig):
@@ -187,7 +185,7 @@ class InstructTask(AnswerTask):
         """The answers; four bins where the target is a box; codes where it is codes."""
         vocabulary = self.vocabulary
         if self._only_slot == "box":
-            return TokenRange(*vocabulary.bin_range, len(vocabulary), BOX_LENGTH, vocabulary.eos)
+            return self.box_space()
         if self._only_slot == "codes":
             return TokenRange(*vocabulary.code_range, len(vocabulary))
         return super().answer_space()

@@ -116,6 +116,10 @@ class OFATask(FairseqTask):
             return None
         return TokenRange.parse(self.cfg.constraint_range, len(self.dictionary))
 
+    def box_space(self) -> TokenRange:
+        """Outputs that are a box: exactly four bins."""
+        return TokenRange(*self.vocabulary.bin_range, len(self.vocabulary), length=4, eos=self.vocabulary.eos)
+
     def validation_metric(self) -> RowMetric | None:
         """Scores outputs against `Example.references` in validation (None: nothing is generated there)."""
         return None
@@ -446,7 +450,7 @@ class OFATask(FairseqTask):
 
     def prepare_models(self, models: Sequence[nn.Module]) -> None:
         """With `--ema-eval`, give the models their averaged weights."""
-        if self.cfg.ema_eval and self.root is not None and self.root.common_eval.path:
+        if self.cfg.ema_eval and self.generating:
             load_ema(models, self.root.common_eval.path)
 
     def inference_step(

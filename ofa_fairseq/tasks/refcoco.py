@@ -8,12 +8,10 @@ from fairseq.tasks import register_task
 from ..data.boxes import BoxFrame, box_text, parse_box
 from ..data.example import Example
 from ..data.text_normalize import pre_caption
-from ..generation.answer_space import AnswerSpace, TokenRange
+from ..generation.answer_space import AnswerSpace
 from ..metrics.row_metrics import RowMetric, row_metric
 from .ofa_task import OFATask
 from .options import OFATaskConfig
-
-BOX_LENGTH = 4
 
 
 @dataclass
@@ -70,8 +68,7 @@ class RefcocoTask(OFATask):
 
     def answer_space(self) -> AnswerSpace | None:
         """Four bins; training is not restricted, as released."""
-        start, end = self.vocabulary.bin_range
-        return TokenRange(start, end, len(self.vocabulary), BOX_LENGTH, self.vocabulary.eos)
+        return self.box_space()
 
     def validation_metric(self) -> RowMetric | None:
         """Acc@0.5 with `--eval-acc`."""
