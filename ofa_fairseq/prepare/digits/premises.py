@@ -1,29 +1,33 @@
 """Premises and hypotheses about a scene: whether one follows from the other takes the text and the picture.
 
-    colour    anna wrote every red digit and tom every blue digit                anna wrote the seven
-    digit     anna wrote every seven but no three                                the red digit was written by anna
-    place     tom wrote what is at the top left and eva what is at the top right    tom wrote the large red digit
+    colour    anna wrote every red digit but no blue digit                        anna wrote the seven
+    digit     tom wrote every seven but no three                                  the red digit was written by tom
+    place     eva wrote what is at the top left but not what is at the top right  eva wrote the large red digit
+    claim     there are 3 digits                                                  the seven is red
 
-A premise tells the writers of two colours, digits or places (these are the kinds); a hypothesis names a digit by
-something else. If the picture's seven is red, the first pair is entailment; if it is blue, contradiction; if it is
-green, neutral. In each picture the premise is about at least one digit, and not about at least one other. So neither
-the two texts without the picture, nor the picture with one of the texts, tell the label.
+The first kinds are of a premise that tells what somebody wrote and what not, by colour, digit or place, and of a
+hypothesis that names a digit by something else. If the picture's seven is red, the first pair is entailment; if it is
+blue, contradiction; otherwise neutral. Each picture shows a digit of each sort, so neither the two texts without the
+picture, nor the picture with one of the texts, tell the label.
+
+Claims are for training: the picture alone decides them. Without them no part of the way to an answer is of any use
+alone, and a small model finds none of it.
 """
 
 from typing import NamedTuple
 
 from .balance import Balance
 from .descriptions import ATTRIBUTES, noun, references
-from .scenes import Scene
+from .scenes import PlacedDigit, Scene
 
 LABELS = ("entailment", "neutral", "contradiction")
 WRITERS = ("anna", "ben", "eva", "tom")
 
-# Kind -> the attribute whose values have writers, and what has a value: all of it, and none of it.
+# Kind -> the attribute that the premise is about, what has a value of it (all of it, and none), and a claim of it.
 _KINDS = {
-    "colour": ("colour", "every {} digit", "no {} digit"),
-    "digit": ("word", "every {}", "no {}"),
-    "place": ("quadrant", "what is at the {}", "not what is at the {}"),
+    "colour": ("colour", "every {} digit", "no {} digit", "is {}"),
+    "digit": ("word", "every {}", "no {}", "is {}"),
+    "place": ("quadrant", "what is at the {}", "not what is at the {}", "is at the {}"),
 }
 
 
@@ -34,49 +38,68 @@ class Premise(NamedTuple):
     label: str
 
 
-def _covered_values(seen: list[str], attribute: str, balance: Balance) -> list[str]:
-    """Two values, at least one of them seen in the picture, and another seen one left out."""
-    unseen = [value for value in ATTRIBUTES[attribute] if value not in seen]
-    both_seen = len(seen) > 2 and (not unseen or balance.one_of((True, False)))
-    return seen[:2] if both_seen else [seen[0], balance.one_of(unseen)]
+def _reference(scene: Scene, digit: PlacedDigit, unsaid: str, balance: Balance) -> str | None:
+    """ "the large red seven", without one of the attributes; None if nothing else singles the digit out."""
+    known = references(scene, digit, unsaid)
+    return f"the {noun(balance.one_of(known))}" if known else None
 
 
 def _premise(kind: str, scene: Scene, balance: Balance) -> Premise | None:
-    """None if all digits have the same value, or none that could be asked about can be named by anything else."""
-    attribute, every, no = _KINDS[kind]
-    values = {digit: getattr(digit, attribute) for digit in scene.digits}
-    seen = balance.shuffled(list(dict.fromkeys(values.values())))
-    if len(seen) < 2:
+    """None if fewer than three values are in the picture, or nothing else singles the chosen digit out."""
+    attribute, every, no, _ = _KINDS[kind]
+    seen = balance.shuffled(sorted({getattr(digit, attribute) for digit in scene.digits}))
+    if len(seen) < len(LABELS):
         return None
-    covered = _covered_values(seen, attribute, balance)
+    written, unwritten, *unsaid = seen
     label = balance.rarest(kind, LABELS)
-    digit = balance.one_of([d for d, value in values.items() if (value in covered) == (label != "neutral")])
-    known = references(scene, digit, unsaid=attribute)
-    if not known:
+    values = {"entailment": [written], "neutral": unsaid, "contradiction": [unwritten]}[label]
+    digit = balance.one_of([digit for digit in scene.digits if getattr(digit, attribute) in values])
+    reference = _reference(scene, digit, attribute, balance)
+    if reference is None:
         return None
-    own, others = balance.shuffled(covered)
-    if (label == "entailment" and own != values[digit]) or (
-        label == "contradiction" and own == values[digit]
-    ):
-        own, others = others, own
-    writer, other_writer = balance.shuffled(WRITERS)[:2]
-    wordings = [
-        f"{writer} wrote {every.format(own)} and {other_writer} {every.format(others)}",
-        f"{other_writer} wrote {every.format(others)} and {writer} {every.format(own)}",
-    ]
-    # With one of the two in the picture, this could be entailment or contradiction, but not both.
-    if set(covered) <= set(seen):
-        wordings += [f"{writer} wrote {every.format(own)} but {no.format(others)}"] * 2
-    reference = f"the {noun(balance.one_of(known))}"
+    writer = balance.one_of(WRITERS)
+    premise = f"{writer} wrote {every.format(written)} but {no.format(unwritten)}"
     hypothesis = balance.one_of((f"{writer} wrote {reference}", f"{reference} was written by {writer}"))
-    return Premise(kind, balance.one_of(wordings), hypothesis, label)
+    return Premise(kind, premise, hypothesis, label)
+
+
+def _claim(scene: Scene, balance: Balance) -> Premise | None:
+    attribute, *_, claim = _KINDS[balance.one_of(list(_KINDS))]
+    digit = balance.one_of(scene.digits)
+    reference = _reference(scene, digit, attribute, balance)
+    if reference is None:
+        return None
+    value = getattr(digit, attribute)
+    # What is not so of this digit is so of another, where there is another.
+    others = {getattr(other, attribute) for other in scene.digits} - {value}
+    others = others or set(ATTRIBUTES[attribute]) - {value}
+    label = balance.rarest("claim", ("entailment", "contradiction"))
+    told = value if label == "entailment" else balance.one_of(sorted(others))
+    count = len(scene.digits)
+    facts = (
+        "there is 1 digit" if count == 1 else f"there are {count} digits",
+        f"{balance.one_of(WRITERS)} wrote every digit",
+    )
+    return Premise("claim", balance.one_of(facts), f"{reference} {claim.format(told)}", label)
 
 
 def premises(scene: Scene, count: int, balance: Balance) -> list[Premise]:
-    """At most `count` different pairs, each kind equally often; none for a scene of one digit."""
+    """At most `count` different pairs that take text and picture, each kind equally often."""
     pairs: list[Premise] = []
     for kind in balance.shuffled(list(_KINDS) * count):
         pair = _premise(kind, scene, balance) if len(pairs) < count else None
         if pair is not None and pair not in pairs:
             pairs.append(pair)
+    return pairs
+
+
+def premises_and_claims(scene: Scene, count: int, balance: Balance) -> list[Premise]:
+    """Half of them claims; none for a scene that has too few premises."""
+    pairs = premises(scene, count // 2, balance)
+    if len(pairs) < count // 2:
+        return []
+    for _ in range(4 * count):
+        claim = _claim(scene, balance) if len(pairs) < count else None
+        if claim is not None and claim not in pairs:
+            pairs.append(claim)
     return pairs
