@@ -126,6 +126,7 @@ def test_absent_phrases_in_training_have_boxes_that_say_nothing() -> None:
         assert fitting(phrase.text.removeprefix("the "), scene) == []
         assert phrase.box is not None
         x0, y0, x1, y1 = phrase.box
-        assert 0 <= x0 < x1 <= PICTURE_SIDE and 0 <= y0 < y1 <= PICTURE_SIDE
+        assert 0 <= x0 < x1 <= PICTURE_SIDE
+        assert 0 <= y0 < y1 <= PICTURE_SIDE
         centres[(x0 + x1) // PICTURE_SIDE, (y0 + y1) // PICTURE_SIDE] += 1
     assert all(count == pytest.approx(len(absent) / 4, rel=0.2) for count in centres.values())
