@@ -31,7 +31,7 @@ read_options "$@"
 # Six rows of each picture: four questions and two descriptions.
 EMBEDDED_FLAGS=(
     --rows-per-picture 6 --prompt-type prev_output --val-inference-type beamsearch --eval-args '{"beam":1}'
-    --batch-size-valid 200
+    --batch-size-valid 200 --max-update 1900 --total-num-update 1900
 )
 EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=2
 

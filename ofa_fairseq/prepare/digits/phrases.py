@@ -6,9 +6,6 @@
     absent        the large blue seven                        one attribute of a digit changed, so that nothing fits
     present       the large red seven                         the same before the change
 
-Absent phrases in training have a random box: they teach a model to be unsure of its box, so that a box's probability
-tells whether there is anything to find.
-
 "Left of" is said of two digits in one row and "above" of two in one column, and only if no digit in another row or
 column could be meant either.
 """
@@ -18,8 +15,8 @@ from itertools import permutations
 from typing import NamedTuple
 
 from .balance import Balance
-from .descriptions import LOOKS, Values, changed, descriptions, fitting, noun, subsets, values_of
-from .scenes import PICTURE_SIDE, Scene
+from .descriptions import LOOKS, changed, descriptions, fitting, noun, subsets, values_of
+from .scenes import Scene
 
 
 class Phrase(NamedTuple):
@@ -86,35 +83,15 @@ def phrases(scene: Scene, count: int, balance: Balance) -> list[Phrase]:
     return chosen
 
 
-def _there_and_not(scene: Scene, balance: Balance) -> tuple[Values, Values] | None:
-    """What is true of a digit, in two or three attributes, and the same with one changed so that nothing fits."""
-    present = values_of(balance.one_of(scene.digits), balance.one_of(subsets(LOOKS, smallest=2)))
-    absent = changed(scene, present, balance)
-    return None if absent is None else (present, absent)
-
-
-def _random_box(balance: Balance) -> tuple[int, int, int, int]:
-    (x0, x1), (y0, y1) = (sorted(balance.shuffled(range(PICTURE_SIDE + 1))[:2]) for _ in "xy")
-    return x0, y0, x1, y1
-
-
-def phrases_and_absent(scene: Scene, count: int, balance: Balance) -> list[Phrase]:
-    """At most `count` phrases; in half of the scenes the last one fits nothing, and has a random box."""
-    chosen = phrases(scene, count, balance)
-    found = _there_and_not(scene, balance) if balance.one_of((True, False)) else None
-    if found is not None:
-        chosen[-1] = Phrase("absent", f"the {noun(found[1])}", _random_box(balance))
-    return chosen
-
-
 def present_or_absent(scene: Scene, count: int, balance: Balance) -> list[Phrase]:
     """At most `count` phrases of two or three attributes that mean one digit or, half of them, fit none."""
-    chosen: list[Phrase] = []
-    for _ in range(count):
-        found = _there_and_not(scene, balance)
-        if found is None or len(meant := fitting(scene, found[0])) != 1:
+    found: list[Phrase] = []
+    for digit in balance.shuffled(scene.digits * count)[:count]:
+        present = values_of(digit, balance.one_of(subsets(LOOKS, smallest=2)))
+        absent = changed(scene, present, balance)
+        if absent is None or fitting(scene, present) != [digit]:
             continue
         kind = balance.rarest("presence", ("present", "absent"))
-        values, box = (found[0], meant[0].box) if kind == "present" else (found[1], None)
-        chosen.append(Phrase(kind, f"the {noun(values)}", box))
-    return list(dict.fromkeys(chosen))
+        values, box = (present, digit.box) if kind == "present" else (absent, None)
+        found.append(Phrase(kind, f"the {noun(values)}", box))
+    return list(dict.fromkeys(found))
