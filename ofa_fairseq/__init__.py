@@ -12,7 +12,7 @@ with warnings.catch_warnings():
     # The same module has logging begin at DEBUG, at which PIL has something to say of every picture.
     logging.getLogger("PIL").setLevel(logging.INFO)
 
-from .criterions import label_smoothed
+from .criterions import label_smoothed, scst
 from .metrics import caption_scorers, row_scorers
 from .models import ofa
 from .models.checkpoint import allow_plain_classes
@@ -31,6 +31,7 @@ __all__ = [
     "polynomial_decay",
     "refcoco",
     "row_scorers",
+    "scst",
     "snli_ve",
     "vqa",
 ]

@@ -228,7 +228,7 @@ prepare_digits() {
 # The published recipes have these in common; a task's own flags come after them and win.
 RECIPE=(
     --optimizer adam --adam-betas '(0.9,0.999)' --adam-eps 1e-08 --weight-decay 0.01 --clip-norm 1.0
-    --lr-scheduler polynomial_decay --warmup-ratio 0.06 --label-smoothing 0.1
+    --lr-scheduler polynomial_decay --warmup-ratio 0.06
     --dropout 0.1 --attention-dropout 0.0 --resnet-drop-path-rate 0.0
     --max-src-length 80 --num-bins 1000
     --find-unused-parameters --fixed-validation-seed 7 --log-format simple --log-interval 10
@@ -263,12 +263,13 @@ require_training_options() {
 }
 
 PRECISIONS=(fp16 bf16 amp fp32)
+FP16=(--fp16 --fp16-scale-window 512)
 
 # PRECISION_FLAGS; the default is as published where there is a GPU.
 choose_precision() {
     if ((GPUS > 0)); then PRECISION=${PRECISION:-fp16}; else PRECISION=${PRECISION:-fp32}; fi
     case $PRECISION in
-        fp16) PRECISION_FLAGS=(--fp16 --fp16-scale-window 512) ;;
+        fp16) PRECISION_FLAGS=("${FP16[@]}") ;;
         bf16) PRECISION_FLAGS=(--bf16) ;;
         amp) PRECISION_FLAGS=(--amp) ;;
         fp32) PRECISION_FLAGS=() ;;

@@ -1,12 +1,14 @@
 # shellcheck shell=bash
-# What the tasks' trainings, and evaluations but captioning's, share. Sourced by common.sh.
+# What the tasks' trainings and evaluations share. Sourced by common.sh.
 
 # ofa_nano on the embedded pictures: all that was tuned for them.
 NANO_FLAGS=(
-    --patch-image-size 64 --code-dict-size 512 --num-bins 128 --label-smoothing 0.0 --dropout 0.0
+    --patch-image-size 64 --code-dict-size 512 --num-bins 128 --dropout 0.0
     --adam-betas '(0.9,0.98)' --lr 1e-3 --warmup-ratio 0.06
     --log-interval 50 --num-workers 0 --no-epoch-checkpoints --keep-best-checkpoints 1
 )
+CRITERION=adjust_label_smoothed_cross_entropy
+LABEL_SMOOTHING=0.1
 EMBEDDED_START=caption # the task whose model embedded trainings start from, or none
 
 embedded_model() {
@@ -27,7 +29,7 @@ choose_recipe() {
         ofa_nano)
             RECIPE+=("${NANO_FLAGS[@]}" "${EMBEDDED_FLAGS[@]}" --max-epoch "$EMBEDDED_EPOCHS")
             BATCH_SIZE=${BATCH_SIZE:-$EMBEDDED_BATCH} EFFECTIVE_BATCH=${EFFECTIVE_BATCH:-$EMBEDDED_BATCH}
-            RESTORE_FILE=${RESTORE_FILE:-none} PRECISION=${PRECISION:-$(cpu_precision)}
+            RESTORE_FILE=${RESTORE_FILE:-none} LABEL_SMOOTHING=0.0 PRECISION=${PRECISION:-$(cpu_precision)}
             ;;
         ofa_tiny | ofa_medium | ofa_base) RECIPE+=("${PUBLISHED[@]}" "${BASE[@]}") ;;
         ofa_large | ofa_huge) RECIPE+=("${PUBLISHED[@]}" "${LARGE[@]}") ;;
@@ -50,7 +52,8 @@ cpu_precision() {
 # train_and_evaluate TASK FILE...: the work of a training; the files are names of embedded ones, an epoch each, the last
 # for validation.
 train_and_evaluate() {
-    local task=$1 file paths=()
+    local task=$1 file paths=() criterion=(--criterion "$CRITERION")
+    if [[ $CRITERION == adjust_label_smoothed_* ]]; then criterion+=(--label-smoothing "$LABEL_SMOOTHING"); fi
     TIMES=$SAVE_DIR/times.tsv
     use_environment
     spread_over_slurm "${ARGUMENTS[@]}"
@@ -60,13 +63,13 @@ train_and_evaluate() {
         prepare_digits
         if [[ $EMBEDDED_START != none ]]; then
             [[ -f $RESTORE_FILE ]] || alone bash "$ROOT/run_scripts/$EMBEDDED_START/train.sh"
-            prepare_digit_tasks
+            [[ $task == caption ]] || prepare_digit_tasks
         fi
         for file in "${@:2}"; do paths+=("$DIGITS/$file.tsv"); done
         DATA=$(IFS=,; echo "${paths[*]}") BPE_DIR=$DIGITS
     fi
     plan_batches
-    finetune "$task" --criterion adjust_label_smoothed_cross_entropy "${RECIPE[@]}"
+    finetune "$task" "${criterion[@]}" "${RECIPE[@]}"
 
     is_leader || exit 0
 
@@ -85,53 +88,80 @@ prepare_digit_tasks() {
     end_part
 }
 
-# choose_evaluation TASK: input of an evaluation; without --data the embedded test rows, EMBEDDED is set then.
+# choose_evaluation TASK [NAME]: input of an evaluation; without --data the embedded test rows, NAME.tsv (TASK_test.tsv),
+# EMBEDDED is set then. Batch sizes are the script's settings EMBEDDED_BATCH and PUBLISHED_BATCH.
 choose_evaluation() {
     EMBEDDED=''
     if [[ -z $DATA ]]; then
-        EMBEDDED=yes DATA=$DIGITS/$1_test.tsv BPE_DIR=$DIGITS
-        BATCH_SIZE=${BATCH_SIZE:-100} PRECISION=${PRECISION:-fp32}
+        EMBEDDED=yes DATA=$DIGITS/${2:-$1_test}.tsv BPE_DIR=$DIGITS
+        BATCH_SIZE=${BATCH_SIZE:-${EMBEDDED_BATCH:-100}} PRECISION=${PRECISION:-fp32}
         [[ -f $MODEL && -f $DATA ]] || fail "$MODEL or $DATA is missing: first run bash run_scripts/$1/train.sh" \
             "or give --model and --data (see --help)"
     fi
-    BATCH_SIZE=${BATCH_SIZE:-8}
+    BATCH_SIZE=${BATCH_SIZE:-${PUBLISHED_BATCH:-8}}
     require_evaluation_input
 }
 
-# evaluate TASK PICTURE_COLUMN FLAG...: outputs, predictions and scores; of the embedded rows also by kind, beside the
-# same model's scores with blank pictures and what guessing scores.
+# evaluate TASK PICTURE_COLUMN FLAG...: the work of an evaluation; embedded rows are also scored by kind, beside the same
+# model's scores with blank pictures and what guessing scores.
 evaluate() {
-    local task=$1 column=$2 blank
+    predict "$1" "${@:3}"
+    scoring score_predictions "$1"
+    if [[ -n $EMBEDDED ]]; then compare "$@"; fi
+    show_results by_kind.txt
+    where "predictions" "$PREDICTIONS" "with scores" "${PREDICTIONS%.json}.scores.tsv" \
+        "by kind" "$RESULTS_PATH/by_kind.txt" "pictures with boxes" "$RESULTS_PATH/boxes"
+}
+
+# predict TASK FLAG...: the model's outputs; only the leader returns.
+predict() {
     PREDICTIONS=$RESULTS_PATH/${SPLIT}_predict.json
     use_environment
     spread_over_slurm "${ARGUMENTS[@]}"
     count_processes
     choose_precision
-    generate "$task" "${@:3}" --seed 7 --log-format simple --log-interval 10
+    generate "$@" --seed 7 --log-format simple --log-interval 10
     is_leader || exit 0
-    part "scoring" "$RESULTS_PATH/scoring_finished" "$GENERATION" score_predictions "$task"
-    if [[ -n $EMBEDDED ]]; then
-        blank=$RESULTS_PATH/blank
-        if [[ -z $DRY_RUN ]]; then
-            mkdir -p "$blank"
-            with_blank_pictures "$column" <"$DATA" >"$blank/blank.tsv"
-        fi
-        part "generation with blank pictures" "$blank/generation_finished" "$GENERATION" \
-            run fairseq-generate "$blank/blank.tsv" --user-dir "$ROOT/ofa_fairseq" --task "$task" --path "$MODEL" \
-            --selected-cols "$SELECTED_COLS" --bpe-dir "$BPE_DIR" "${@:3}" --batch-size "$BATCH_SIZE" \
-            --results-path "$blank"
-        prepare score_by_kind --task "$task" --data "$DATA" --train "$DIGITS/${task}_train.tsv" \
-            --predictions "${GENERATED[0]}" --blank "$blank/generate-test.txt" | keep_in "$RESULTS_PATH/by_kind.txt"
-    fi
-    say "results"
-    [[ -n $DRY_RUN ]] || cat "$RESULTS_PATH/score.txt"
-    where "predictions" "$PREDICTIONS" "with scores" "${PREDICTIONS%.json}.scores.tsv" \
-        "by kind" "$RESULTS_PATH/by_kind.txt" "pictures with boxes" "$RESULTS_PATH/boxes"
 }
 
+# scoring COMMAND...: the part that makes predictions and scores of the outputs, once for a generation.
+scoring() { part "scoring" "$RESULTS_PATH/scoring_finished" "$GENERATION" "$@"; }
+
+# score_predictions TASK: PREDICTIONS and score.txt; COLLECT_FLAGS are the script's.
 score_predictions() {
     prepare collect_predictions --task "$1" --generated "${GENERATED[@]}" --out "$PREDICTIONS" "${COLLECT_FLAGS[@]}" |
         keep_in "$RESULTS_PATH/score.txt"
+}
+
+# show_results FILE...: the scores, and of further files those that there are.
+show_results() {
+    local file
+    say "results"
+    [[ -z $DRY_RUN ]] || return 0
+    for file in score.txt "$@"; do
+        [[ ! -f $RESULTS_PATH/$file ]] || cat "$RESULTS_PATH/$file"
+    done
+}
+
+# compare TASK PICTURE_COLUMN FLAG...: by_kind.txt of the embedded rows.
+compare() {
+    local task=$1 blank=$RESULTS_PATH/blank
+    if [[ -z $DRY_RUN ]]; then
+        mkdir -p "$blank"
+        with_blank_pictures "$2" <"$DATA" >"$blank/blank.tsv"
+    fi
+    part "generation with blank pictures" "$blank/generation_finished" "$GENERATION" \
+        run fairseq-generate "$blank/blank.tsv" --user-dir "$ROOT/ofa_fairseq" --task "$task" --path "$MODEL" \
+        --selected-cols "$SELECTED_COLS" --bpe-dir "$BPE_DIR" "${@:3}" --batch-size "$BATCH_SIZE" \
+        --results-path "$blank"
+    part "scores by kind" "$RESULTS_PATH/comparison_finished" "$GENERATION" \
+        score_by_kind "$task" "$blank/generate-test.txt"
+}
+
+# score_by_kind TASK BLANK
+score_by_kind() {
+    prepare score_by_kind --task "$1" --data "$DATA" --train "$DIGITS/$1_train.tsv" \
+        --predictions "${GENERATED[0]}" --blank "$2" | keep_in "$RESULTS_PATH/by_kind.txt"
 }
 
 # A TSV file with a black picture in a column (from 0) of every row.

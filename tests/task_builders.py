@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from fairseq import options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image
 
 import ofa_fairseq  # noqa: F401  (registers models and tasks)
@@ -24,6 +25,9 @@ TINY_FLAGS = (
     *("--encoder-ffn-embed-dim", "64", "--decoder-ffn-embed-dim", "64"),
 )
 TINY_TASK = ("--code-dict-size", "16", "--num-bins", "16", "--patch-image-size", "32")
+
+
+PAD, EOS = 1, 2
 
 
 class Run(NamedTuple):
@@ -63,6 +67,33 @@ def caption_run(data: str, bpe_dir: Path, *flags: str) -> Run:
     return task_run("caption", data, bpe_dir, *flags)
 
 
+def save_checkpoint(path: Path, run: Run, **extra_state: Any) -> dict[str, torch.Tensor]:
+    """A file as fairseq-train writes it; returns the weights in it."""
+    weights = run.model().state_dict()
+    state = {
+        "cfg": OmegaConf.to_container(run.cfg),
+        "args": None,
+        "model": weights,
+        "optimizer_history": [{"optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 3}],
+        "extra_state": {"train_iterator": {"epoch": 1}, **extra_state},
+    }
+    torch.save(state, path)
+    return weights
+
+
+def captioning(digits_dir: Path) -> tuple[Run, Any, dict[str, Any]]:
+    """A task, a model with random weights, and a batch of four validation rows."""
+    run = caption_run(str(digits_dir / "valid.tsv"), digits_dir, "--selected-cols", "0,4,2")
+    torch.manual_seed(1)
+    model = run.model()
+    # Peaked distributions, so that outputs differ from each other and repeat themselves.
+    with torch.no_grad():
+        model.decoder.output_projection.weight.mul_(20)
+    run.task.load_dataset("valid")
+    dataset = run.task.dataset("valid")
+    return run, model, dataset.collater([dataset[i] for i in range(4)])
+
+
 def rows_run(
     task: str, folder: Path, rows: Iterable[Sequence[str]], bpe_dir: Path, *flags: str, split: str = "train"
 ) -> Run:
@@ -89,6 +120,22 @@ def batch_of(dataset: Any) -> dict[str, Any]:
     return dataset.collater([dataset[i] for i in range(len(dataset))])
 
 
+def source_of(dataset: Any, index: int = 0) -> str:
+    """The source of a row, decoded."""
+    return dataset.build.task.decode(dataset[index].source)
+
+
+def target_of(dataset: Any, index: int = 0) -> str:
+    """The target of a row, decoded."""
+    return dataset.build.task.decode(dataset[index].target)
+
+
+def validated(task: Any, outputs: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What a task logs of its validation rows if these are their outputs."""
+    monkeypatch.setattr(task, "generate_texts", lambda *_: outputs)
+    return task.validate(batch_of(task.dataset("valid")), torch.nn.Identity())
+
+
 def bad_rows(folder: Path) -> list[str]:
     """Why rows were left out, in order."""
     file = folder / "bad_rows.tsv"
@@ -113,14 +160,14 @@ def write_captions(path: Path, captions: Iterable[str], image: Any = None) -> Pa
     return write_tsv(path, ([str(i), image or picture(), text] for i, text in enumerate(captions)))
 
 
-def reference_rows(task: str) -> list[dict[str, Any]]:
-    """Rows of a task that went through the original's own dataset."""
+def each_reference_row(task: str) -> Any:
+    """For tests of a `case`: each row of a task that went through the original's own dataset."""
     path = Path(__file__).parent / "reference" / "rows.json"
-    return [case for case in json.loads(path.read_text()) if case["task"] == task]
+    cases = [case for case in json.loads(path.read_text()) if case["task"] == task]
+    return pytest.mark.parametrize("case", cases, ids=_name_of)
 
 
-def name_of(case: dict[str, Any]) -> str:
-    """What a reference row is called among the tests."""
+def _name_of(case: dict[str, Any]) -> str:
     options = case["options"]
     named = [case["split"], case["id"], options.get("prompt_type"), options["patch_image_size"]]
     return "-".join(str(part) for part in named if part is not None)
@@ -160,7 +207,7 @@ def assert_answers_like(case: dict[str, Any], batch: dict[str, Any]) -> None:
         weights = batch["conf"].tolist() if "conf" in batch else [1.0]
         assert weights == pytest.approx(case["conf"])
     if "allowed" in case:
-        supervised = batch["target"].ne(1)
+        supervised = batch["target"].ne(PAD)
         masks = batch["answer_space"].target_masks(batch["target"], supervised)
         allowed = [row.nonzero().flatten().tolist() for row in masks]
         assert allowed == [row for row in case["allowed"] if row]  # prompts are nobody's business

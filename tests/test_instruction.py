@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ofa_fairseq.data.boxes import BoxFrame
 from ofa_fairseq.data.text_normalize import pre_caption, pre_question, strip_punctuation
 from ofa_fairseq.instruction import RELEASED, InstructionError, Slot, Value, parse
+from ofa_fairseq.instruction.__main__ import main as explain
 from ofa_fairseq.vocabulary import Vocabulary
 
 NOTATION = st.sampled_from(
@@ -293,3 +294,25 @@ def test_command_prints_the_table() -> None:
     ).stdout.splitlines()
     width = len("question_matching")
     assert {line[:width].strip(): line[width + 2 :] for line in printed} == RELEASED
+
+
+def test_command_explains_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    explain([r'[image:photo] is the "[text:thing]" \-> at [box:place] red? -> [label:answer] [text:thing]'])
+    assert capsys.readouterr().out.splitlines() == [
+        "source   image  [image:photo]",
+        """source   text   ' is the "[text:thing]" -> at'""",
+        "source   box    [box:place]",
+        "source   text   ' red?'",
+        "target   text   ' [label:answer] [text:thing]'",
+        "columns  id,photo,thing,place,answer",
+    ]
+
+
+def test_command_shows_the_place_of_a_mistake() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        explain(["[img:photo] what? -> [text:answer]"])
+    assert str(stopped.value) == (
+        "unknown slot type 'img': expected one of image, text, label, box, codes\n"
+        "  [img:photo] what? -> [text:answer]\n"
+        "   ^"
+    )

@@ -10,12 +10,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .answer_space import AnswerTrie
+
+Hypothesis = dict[str, Tensor]
+
+
+class RankedCandidates(Sequence[Hypothesis]):
+    """A row's hypotheses, the best first, each made when it is asked for: mostly it is one of thousands.
+
+    Args:
+        ends: tokens of each candidate, with its end.
+        order: numbers of the candidates [C].
+        scores: [C].
+        positional: [C, A + 1].
+    """
+
+    def __init__(self, ends: Sequence[Tensor], order: Tensor, scores: Tensor, positional: Tensor) -> None:
+        self._ends, self._order, self._scores, self._positional = ends, order.tolist(), scores, positional
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, rank: int) -> Hypothesis: ...
+
+    @overload
+    def __getitem__(self, rank: slice) -> list[Hypothesis]: ...
+
+    def __getitem__(self, rank: int | slice) -> Hypothesis | list[Hypothesis]:
+        """The hypothesis of a rank from 0, or those of several."""
+        if isinstance(rank, slice):
+            return [self._hypothesis(i) for i in self._order[rank]]
+        return self._hypothesis(self._order[rank])
+
+    def _hypothesis(self, i: int) -> Hypothesis:
+        nothing = torch.empty(0)
+        return {
+            "tokens": self._ends[i],
+            "score": self._scores[i],
+            "positional_scores": self._positional[i, : len(self._ends[i])],
+            "attention": nothing,
+            "alignment": nothing,
+        }
 
 
 class CandidateScorer(nn.Module):
@@ -46,9 +88,8 @@ class CandidateScorer(nn.Module):
         self.vocabulary_size = len(dictionary)
         self.chunk, self.memory = chunk, memory
         trie = AnswerTrie(answers, self.eos, self.vocabulary_size)
-        longest = 1 + max(map(len, answers))
-        ends = [[*answer, self.eos] for answer in answers]
-        targets = torch.tensor([[*end, *[self.pad] * (longest - len(end))] for end in ends])
+        self._ends = [torch.tensor([*answer, self.eos]) for answer in answers]
+        targets = pad_sequence(self._ends, batch_first=True, padding_value=self.pad)
         self._trie, self._targets = trie, targets
         # Equal lengths together: less padding in a chunk.
         self._by_length = sorted(range(len(answers)), key=lambda i: len(answers[i]))
@@ -60,28 +101,14 @@ class CandidateScorer(nn.Module):
         prefix_tokens: Tensor | None = None,
         constraints: Tensor | None = None,
         **unused: Any,
-    ) -> list[list[dict[str, Tensor]]]:
+    ) -> list[RankedCandidates]:
         """All candidates of each row as hypotheses, the best first (of equals the one that is first in the list).
 
         `prefix_tokens` [B, n], right-padded, are forced prompts; they are no part of the hypotheses.
         """
         scores, positional = self.score(sample, prefix_tokens)
         order = scores.sort(dim=1, descending=True, stable=True).indices
-        empty = torch.empty(0)
-        return [
-            [
-                {
-                    "tokens": tokens,
-                    "score": scores[row, i],
-                    "positional_scores": positional[row, i, : len(tokens)],
-                    "attention": empty,
-                    "alignment": empty,
-                }
-                for i in best
-                for tokens in [self._targets[i][self._targets[i].ne(self.pad)]]
-            ]
-            for row, best in enumerate(order.tolist())
-        ]
+        return [RankedCandidates(self._ends, *row) for row in zip(order, scores, positional)]
 
     @torch.no_grad()
     def score(self, sample: dict[str, Any], prefix_tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:

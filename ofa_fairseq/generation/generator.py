@@ -79,9 +79,11 @@ class OFAEnsemble(EnsembleModel):
         self.prompt_lengths, self.max_len = prompt_lengths, max_len
 
     def forward_encoder(self, net_input: dict[str, Any]) -> list[dict[str, list[Tensor]]]:
-        """One row per sentence."""
+        """One row per sentence; nothing to do where `encoder_out` is among the inputs."""
         rows = net_input["src_tokens"]
         self.sentences = len(rows)
+        if "encoder_out" in net_input:
+            return [net_input["encoder_out"]]
         if self.gen_code:
             net_input = {
                 **net_input,
@@ -213,9 +215,12 @@ class OFASequenceGenerator(SequenceGenerator):
             raise ValueError(f"--min-len {self.min_len} is longer than the longest output, {max_len} tokens")
         prompt_lengths = None if prefix_tokens is None else prefix_tokens.ne(self.pad).sum(dim=1)
         if prompt_lengths is not None and int(prompt_lengths.max()) >= max_len:
+            row = int(prompt_lengths.argmax())
+            name = f"row {sample['id'][row]}: " if "id" in sample else ""
             raise ValueError(
-                f"a forced prompt of {int(prompt_lengths.max())} tokens leaves no room in outputs of at most {max_len}"
-                " (--max-len-b, --max-target-positions)"
+                f"{name}a forced prompt of {int(prompt_lengths.max())} tokens leaves no room in outputs of at most"
+                f" {max_len}, which count it: raise --max-len-b (in --eval-args max_len_b)"
+                " or --max-target-positions"
             )
         self.model.begin(prompt_lengths, max_len)
         # A set of fewer answers than beams leaves beams that can never end: stock asserts that there are none.

@@ -17,7 +17,7 @@ one exception: white space at the end of a side (before the arrow, too) and befo
 only separates and is dropped. So ` -> [text:x]` makes a target that starts with a space, ` ->[text:x]` one
 that doesn't.
 
-`python -m ofa_fairseq.instruction` prints the released instructions.
+`python -m ofa_fairseq.instruction` prints the released instructions, with a LINE after it how that one is understood.
 """
 
 import re
@@ -57,6 +57,8 @@ class Slot:
 
 
 Part = str | Slot
+# A picture, box or codes; or literals and text slots in a row.
+Segment = Slot | tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,19 @@ class Instruction:
     def slots(self, side: Side) -> tuple[Slot, ...]:
         """The slots of one side, from left to right."""
         return tuple(part for part in getattr(self, side) if isinstance(part, Slot))
+
+    def segments(self, side: Side) -> list[Segment]:
+        """The pieces that are encoded one by one."""
+        segments: list[Segment] = []
+        for part in getattr(self, side):
+            last = segments[-1] if segments else None
+            if isinstance(part, Slot) and part.type not in TEXT_TYPES:
+                segments.append(part)
+            elif isinstance(last, tuple):
+                segments[-1] = (*last, part)
+            else:
+                segments.append((part,))
+        return segments
 
     def check(self, columns: Collection[str]) -> None:
         """Raise InstructionError for the first slot whose name is not a column."""
@@ -114,18 +129,11 @@ class Instruction:
 
     def _runs(self, side: Side, values: Mapping[str, Value]) -> Iterator[str | tuple[str, Sequence[int]]]:
         """The filled side as strings to encode whole, and (slot type, numbers) between them."""
-        text = ""
-        for part in getattr(self, side):
-            if isinstance(part, str):
-                text += part
-            elif part.type in TEXT_TYPES:
-                text += _text(part, values)
-            else:
-                yield text
-                text = ""
-                if part.type != "image":
-                    yield part.type, _numbers(part, values)
-        yield text
+        for segment in self.segments(side):
+            if isinstance(segment, tuple):
+                yield "".join(part if isinstance(part, str) else _text(part, values) for part in segment)
+            elif segment.type != "image":
+                yield segment.type, _numbers(segment, values)
 
 
 def _value(slot: Slot, values: Mapping[str, Value]) -> Value:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .config import PRESETS, OFAModelConfig, Options, apply_preset, describe, resolve
 from .decoder import OFADecoder
-from .encoder import OFAEncoder
+from .encoder import EncoderOut, OFAEncoder
 from .prompts import freeze_all_but_prompts, train_only_biases
 
 logger = logging.getLogger(__name__)
@@ -93,27 +93,30 @@ class OFAModel(FairseqEncoderDecoderModel):
         return_all_hiddens: bool = False,
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
+        encoder_out: EncoderOut | None = None,
     ) -> tuple[Tensor, dict[str, list[Any]]]:
         """Logits of every target position, teacher-forced.
 
         Args: see `OFAEncoder.forward` and `OFADecoder.forward`. `classification_head_name` applies a
-            registered head to the feature of the last position that is not padding.
+            registered head to the feature of the last position that is not padding. `encoder_out` is what the
+            encoder has made of these inputs before: it does not run again.
 
         Returns:
             logits [B, t, V], features [B, t, d] (`features_only`) or head output [B, classes]; and the
             decoder's extras.
         """
-        encoder_out = self.encoder(
-            src_tokens,
-            src_lengths,
-            patch_images=patch_images,
-            patch_images_2=patch_images_2,
-            patch_masks=patch_masks,
-            patch_rows=patch_rows,
-            return_all_hiddens=return_all_hiddens,
-            token_embeddings=token_embeddings,
-            sample_patch_num=sample_patch_num,
-        )
+        if encoder_out is None:
+            encoder_out = self.encoder(
+                src_tokens,
+                src_lengths,
+                patch_images=patch_images,
+                patch_images_2=patch_images_2,
+                patch_masks=patch_masks,
+                patch_rows=patch_rows,
+                return_all_hiddens=return_all_hiddens,
+                token_embeddings=token_embeddings,
+                sample_patch_num=sample_patch_num,
+            )
         x, extra = self.decoder(
             prev_output_tokens,
             encoder_out=encoder_out,

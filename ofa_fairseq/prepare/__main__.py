@@ -15,6 +15,7 @@ COMMANDS = {
     "read_captions": "digits.read_captions",
     "collect_predictions": "collect_predictions",
     "contact_sheet": "contact_sheet",
+    "document_frequencies": "document_frequencies",
     "coco": "coco",
     "vqa": "vqa",
     "refcoco": "refcoco",

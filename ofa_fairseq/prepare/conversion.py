@@ -1,7 +1,7 @@
 """What the converters of public data sets share: writing TSV files from a plan of rows.
 
-Each picture is read and checked once, in parallel, into part files, from which the TSV files are assembled. An
-interrupted run goes on where it was when it is started again with the same arguments.
+Each picture is read and checked once, in parallel, into part files, from which the TSV files are assembled. Started
+again with the same arguments, an interrupted run goes on where it was, and one that lacked pictures looks for these.
 """
 
 import argparse
@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def convert(name: str, plan: Plan, args: argparse.Namespace) -> set[str]:
     """Write the TSV files of a plan, missing_images.txt and left_out_rows.txt into `args.out`.
 
-    What is complete already is left alone. While pictures are missing, the same command makes everything anew.
+    What is complete already is left alone. While pictures are missing, the same command reads only those parts again
+    that lack one; the others are kept until then, and take as much room as the TSV files.
 
     Args:
         name: of the data set; several conversions may write into one folder under different names.
@@ -83,17 +84,33 @@ def convert(name: str, plan: Plan, args: argparse.Namespace) -> set[str]:
     with atomic_write(out / MISSING_IMAGES) as file:
         file.writelines(f"{failure}\n" for failure in failures)
     for folder in out.glob(f".{name}-parts-*"):
-        shutil.rmtree(folder)
+        if missing and folder == parts:
+            _forget_failures(parts)
+        else:
+            shutil.rmtree(folder)
     if len(missing) == len(plan.pictures):
         raise ValueError(f"no picture can be used: see {out / MISSING_IMAGES}")
     if missing:
         rows = sum(len(plan.rows[image_id]) for image_id in missing)
         counts = (len(missing), len(plan.pictures), rows, MISSING_IMAGES)
         logger.warning("left out: %d of %d pictures and their %d rows, see %s", *counts)
+        if parts.exists():
+            size = sum(part.stat().st_size for part in parts.iterdir()) / 1e9
+            logger.warning("the same command will go on from %s (%.1f GB); not needed otherwise", parts, size)
     else:
         with atomic_write(stamp) as file:
             json.dump({"sha256": digest}, file)
     return missing
+
+
+def _forget_failures(parts: Path) -> None:
+    """Only parts that lack no picture are kept."""
+    for failures in parts.glob("*.failed"):
+        if failures.stat().st_size:
+            failures.with_suffix(".tsv").unlink()
+            failures.unlink()
+    if not any(parts.iterdir()):
+        parts.rmdir()
 
 
 def _digest(plan: Plan, folders: Sequence[Path], embed: bool) -> str:

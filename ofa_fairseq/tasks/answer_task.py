@@ -114,9 +114,22 @@ class AnswerTask(OFATask):
 
     @cached_property
     def answer_ids(self) -> list[list[int]]:
-        """Token ids of the allowed answers, without `<s>` and `</s>`."""
+        """Token ids of the allowed answers, without `<s>` and `</s>`.
+
+        Raises:
+            ValueError: two answers have the same.
+        """
         instruction, slot, vocabulary = self.instruction, self.answer_slot, self.vocabulary
-        return [instruction.encode_target({slot: answer}, vocabulary) for answer in self.answers or []]
+        ids = {answer: instruction.encode_target({slot: answer}, vocabulary) for answer in self.answers or []}
+        answer_of: dict[tuple[int, ...], str] = {}
+        for answer, tokens in ids.items():
+            other = answer_of.setdefault(tuple(tokens), answer)
+            if other != answer:
+                raise ValueError(
+                    f"the allowed answers {other!r} and {answer!r} are the same to the vocabulary, both"
+                    f" {vocabulary.decode(tokens).strip()!r}: keep one of them"
+                )
+        return list(ids.values())
 
     @cached_property
     def trie(self) -> AnswerTrie | None:
@@ -124,6 +137,11 @@ class AnswerTask(OFATask):
         if self.answers is None:
             return None
         return AnswerTrie(self.answer_ids, self.vocabulary.eos, len(self.vocabulary))
+
+    def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> None:
+        """See `OFATask.load_dataset`; a mistake in the list, as its tokens show it, is no row's."""
+        self.trie  # noqa: B018
+        super().load_dataset(split, *args, **kwargs)
 
     def use_options(self) -> None:
         """See `OFATask.use_options`."""
@@ -174,10 +192,10 @@ class AnswerTask(OFATask):
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
-        """All-candidate scoring where answers are a closed set and nothing asks for beam search."""
+        """All-candidate scoring where answers are a closed set and nothing asks for a search, as a class does."""
         cfg = self.cfg
         beam = cfg.beam_search_vqa_eval or cfg.val_inference_type == "beamsearch" or cfg.zero_shot
-        if self.answers is None or beam:
+        if self.answers is None or beam or seq_gen_cls is not None:
             if cfg.candidates:
                 raise ValueError(
                     "--candidates needs a closed set of answers and --val-inference-type allcand"
@@ -211,8 +229,8 @@ class AnswerTask(OFATask):
         self._candidates_begun = True
         with path.open(mode, encoding="utf-8") as file:
             for row_id, row in zip(ids, hypotheses):
-                probabilities = torch.stack([h["score"] for h in row]).exp().tolist()
-                answers = [self.decode(h["tokens"]).strip() for h in row]
+                answers, scores = zip(*[(self.decode(h["tokens"]).strip(), h["score"]) for h in row])
+                probabilities = torch.stack(scores).exp().tolist()
                 entry = {"id": row_id, "answers": dict(zip(answers, probabilities))}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 

@@ -1,7 +1,5 @@
 """Image captioning: `[image:picture] what does the image describe? -> [text:caption]`."""
 
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -10,7 +8,7 @@ from fairseq.tasks import register_task
 
 from ..data.example import Example
 from ..data.text_normalize import split_references, strip_punctuation
-from ..data.tsv import RowError, TsvFile
+from ..data.tsv import TsvFile
 from ..metrics.cider import CiderD, DocumentFrequencies
 from ..metrics.row_metrics import RowMetric
 from .ofa_task import OFATask
@@ -60,7 +58,7 @@ class CaptionTask(OFATask):
         """See `OFATask.example`."""
         references = [self.clean_output(" ".join(c.split())) for c in split_references(row["caption"])]
         references = [reference for reference in references if reference]
-        if split == "train":
+        if split == "train" and not self.cfg.scst:
             if len(references) > 1:
                 raise ValueError("several captions joined by &&: training needs a row for each caption")
             words = self.clean_output(row["caption"]).split()
@@ -86,22 +84,15 @@ class CaptionTask(OFATask):
         if not self.cfg.eval_cider or split == "train":
             return
         if self.cfg.eval_cider_cached_tokens:
-            self._cider = CiderD(DocumentFrequencies.load(self.cfg.eval_cider_cached_tokens)).score
+            frequencies = DocumentFrequencies.load(self.cfg.eval_cider_cached_tokens)
         else:
-            self._cider = cider_over(rows, self.columns.index("caption"), self.clean_output)
+            frequencies = DocumentFrequencies.from_references(list(self.references(rows)))
+        self._cider = CiderD(frequencies).score
+
+    def reference_column(self) -> str:
+        """See `OFATask.reference_column`."""
+        return "caption"
 
     def validation_metric(self) -> RowMetric | None:
         """CIDEr-D with `--eval-cider`."""
         return self._cider
-
-
-def cider_over(rows: TsvFile, column: int, clean: Callable[[str], str]) -> RowMetric:
-    """CIDEr-D with document frequencies of all references in a column, cleaned.
-
-    Rows that can't be read are left out; the dataset lists them.
-    """
-    references = []
-    for i in range(len(rows)):
-        with suppress(RowError):
-            references.append([clean(text) for text in split_references(rows[i][column])])
-    return CiderD(DocumentFrequencies.from_references(references)).score

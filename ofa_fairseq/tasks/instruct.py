@@ -13,10 +13,10 @@ from ..data.text_normalize import pre_caption, strip_punctuation
 from ..data.tsv import TsvFile
 from ..generation.answer_space import AnswerSpace, TokenRange
 from ..instruction import TEXT_TYPES, Instruction, Slot, parse
+from ..metrics.cider import CiderD, DocumentFrequencies
 from ..metrics.row_metrics import RowMetric, row_metric
 from ..metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
 from .answer_task import AnswerTask, AnswerTaskConfig
-from .caption import cider_over
 
 
 @dataclass
@@ -193,8 +193,16 @@ class InstructTask(AnswerTask):
     def prepare_split(self, split: str, rows: TsvFile) -> None:
         """For CIDEr-D, count the references' n-grams."""
         if self.cfg.metric == "cider" and split != "train" and self.answer_slot:
-            column = self.columns.index(self.answer_slot)
-            self._validation_metric = cider_over(rows, column, _without_confidence)
+            references = list(self.references(rows))
+            self._validation_metric = CiderD(DocumentFrequencies.from_references(references)).score
+
+    def reference_column(self) -> str | None:
+        """The answer's, where that is the whole target."""
+        return self.answer_slot or None
+
+    def clean_reference(self, text: str) -> str:
+        """Without a confidence."""
+        return self.clean_output(text.rpartition(CONFIDENCE_SEPARATOR)[2])
 
     def clean_output(self, text: str) -> str:
         """Without punctuation where CIDEr-D reads it."""
@@ -203,7 +211,3 @@ class InstructTask(AnswerTask):
     def validation_metric(self) -> RowMetric | None:
         """`--metric`."""
         return self._validation_metric
-
-
-def _without_confidence(text: str) -> str:
-    return strip_punctuation(text.rpartition(CONFIDENCE_SEPARATOR)[2])

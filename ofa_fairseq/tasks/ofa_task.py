@@ -6,45 +6,43 @@ metric.
 """
 
 import inspect
-import json
 import logging
 import math
-import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils, metrics
+from fairseq import metrics
 from fairseq.data import Dictionary
-from fairseq.dataclass.configs import GenerationConfig
-from fairseq.tasks import TASK_DATACLASS_REGISTRY, FairseqTask
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from ..data.bad_rows import BadRows
 from ..data.example import DEFAULT_BATCH_SIZE, Batch, Example, ExampleDataset
 from ..data.image_transforms import Picture, SquareResize, read_picture
-from ..data.text_normalize import REFERENCE_SEPARATOR
-from ..data.tsv import TsvFile, parse_columns
+from ..data.text_normalize import REFERENCE_SEPARATOR, split_references
+from ..data.tsv import RowError, TsvFile, parse_columns
 from ..generation.answer_space import AnswerSpace, TokenRange
-from ..generation.generator import OFASequenceGenerator, diverse_beam_search
 from ..instruction import RELEASED, Instruction, Value, parse
 from ..metrics.row_metrics import RowMetric
 from ..models.checkpoint import prepare_for_averaging
 from ..optim import training_length
 from ..vocabulary import Vocabulary
-from .options import NEVER_ADOPTED, PATH_OPTIONS, RELEASED_EVAL_OPTIONS, OFATaskConfig
+from .configuration import adjust_run, adopt_options, make_paths_absolute, root_of
+from .generating_task import GeneratingTask
+from .options import OFATaskConfig
 from .picture_log import PictureLog
+from .row_hints import with_hint
 
 logger = logging.getLogger(__name__)
 
 
-class OFATask(FairseqTask):
+class OFATask(GeneratingTask):
     """Base of the tasks.
 
     Class attributes that a task sets:
@@ -62,20 +60,19 @@ class OFATask(FairseqTask):
 
     def __init__(self, cfg: OFATaskConfig) -> None:
         super().__init__(cfg)
-        self.root = _root_of(cfg)
-        self.dictionary = Dictionary()
         self._vocabulary: Vocabulary | None = None
-        self._generators: dict[int, OFASequenceGenerator] = {}
         self._pictures = PictureLog(self.root)
         self.num_updates = 0
         self.use_options()
         self.bad_rows = BadRows(self._bad_rows_path(), cfg.strict_data)
-        self._eval_options()  # a mistake in them should not wait for the first validation
+        # A mistake in them should not wait for the first validation.
+        self._eval_options()
+        self.scst_options()
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "OFATask":
         """Called by fairseq. The vocabulary is read later, since a checkpoint may say where it is."""
-        adjust_run(_root_of(cfg))
+        adjust_run(root_of(cfg))
         make_paths_absolute(cfg)
         return cls(cfg)
 
@@ -90,11 +87,6 @@ class OFATask(FairseqTask):
             "_pictures": None,
         }
         return vars(self) | own
-
-    @property
-    def generating(self) -> bool:
-        """Whether this is a run of fairseq-generate."""
-        return self.root is not None and self.root.common_eval.path is not None
 
     # -- what a task defines --------------------------------------------------------------------------
 
@@ -119,6 +111,36 @@ class OFATask(FairseqTask):
     def box_space(self) -> TokenRange:
         """Outputs that are a box: exactly four bins."""
         return TokenRange(*self.vocabulary.bin_range, len(self.vocabulary), length=4, eos=self.vocabulary.eos)
+
+    def reference_column(self) -> str | None:
+        """The column that holds a row's references as text, if one does."""
+        return None
+
+    def clean_reference(self, text: str) -> str:
+        """One reference of that column as it is scored."""
+        return self.clean_output(text)
+
+    def references(self, rows: TsvFile) -> Iterator[list[str]]:
+        """Of each row, for metrics that count over all of them. Rows that can't be read are left out; the dataset lists
+        them.
+
+        Raises:
+            ValueError: for a task that has no `reference_column`.
+        """
+        name = self.reference_column()
+        if name is None:
+            raise ValueError(
+                f"the references of the task {self.cfg._name} are no text in a column to count words in"
+            )
+        column = self.columns.index(name)
+        for i in range(len(rows)):
+            with suppress(RowError):
+                yield [self.clean_reference(text) for text in split_references(rows[i][column])]
+
+    def training_references(self) -> Iterator[list[str]]:
+        """Of each row of all training files; see `references`."""
+        for path in dict.fromkeys(self._files("train")):
+            yield from self.references(self._open(path))
 
     def validation_metric(self) -> RowMetric | None:
         """Scores outputs against `Example.references` in validation (None: nothing is generated there)."""
@@ -169,8 +191,9 @@ class OFATask(FairseqTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> nn.Module:
         """Build the model; from a checkpoint, first take over the options that its task was trained with."""
         if from_checkpoint and not self.cfg.zero_shot:
-            saved = cfg if isinstance(cfg, Namespace) else getattr(_root_of(cfg), "task", None)
-            self._adopt_options(saved)
+            saved = cfg if isinstance(cfg, Namespace) else getattr(root_of(cfg), "task", None)
+            adopt_options(self.cfg, saved)
+            self.use_options()
         assert len(self.vocabulary) == len(self.dictionary)
         with open_dict(cfg) if isinstance(cfg, DictConfig) else nullcontext():
             for name in ("max_source_positions", "max_target_positions", "orig_patch_image_size"):
@@ -180,28 +203,6 @@ class OFATask(FairseqTask):
         if self.root is not None and self.root.ema.store_ema:
             prepare_for_averaging(model)
         return model
-
-    def _adopt_options(self, saved: Any) -> None:
-        """Options left at their defaults get the values they had in training (or in --model-overrides)."""
-        changed = {}
-        defaults = TASK_DATACLASS_REGISTRY[self.cfg._name]()
-        for f in fields(defaults):
-            value = getattr(saved, f.name, None)
-            own = getattr(self.cfg, f.name)
-            never = f.name in NEVER_ADOPTED or f.name.startswith("eval_")
-            if never or value is None or own != getattr(defaults, f.name) or own == value:
-                continue
-            if f.name in PATH_OPTIONS and not os.path.exists(value):
-                flag = f"--{f.name.replace('_', '-')}"
-                if f.name != "bpe_dir":  # GPT-2's public files may do
-                    raise ValueError(f"the checkpoint names {value}, which is not here: give {flag}")
-                logger.warning("the checkpoint names %s, which is not here: is %s missing?", value, flag)
-                continue
-            changed[f.name] = value
-            setattr(self.cfg, f.name, value)
-        if changed:
-            logger.info("options from the checkpoint: %s", changed)
-        self.use_options()
 
     def use_options(self) -> None:
         """Make what follows from the options: at first, and anew where a checkpoint has brought others.
@@ -422,86 +423,6 @@ class OFATask(FairseqTask):
         if skipped:
             metrics.log_scalar_sum("skipped_rows", skipped)
 
-    # -- generation -----------------------------------------------------------------------------------
-
-    def build_generator(
-        self,
-        models: Sequence[nn.Module],
-        args: Any,
-        seq_gen_cls: Any = None,
-        extra_gen_cls_kwargs: dict[str, Any] | None = None,
-        prefix_allowed_tokens_fn: Any = None,
-    ) -> OFASequenceGenerator:
-        """A generator with fairseq's options (`--beam`, `--lenpen`, ...) over the task's answer space."""
-        self.prepare_models(models)
-        extra = {
-            "answer_space": None if self.cfg.zero_shot else self.answer_space(),
-            **(extra_gen_cls_kwargs or {}),
-        }
-        generator = super().build_generator(
-            models, args, seq_gen_cls or OFASequenceGenerator, extra, prefix_allowed_tokens_fn
-        )
-        groups = getattr(args, "diverse_beam_groups", -1)
-        if groups > 0:
-            generator.search = diverse_beam_search(
-                self.dictionary, groups, getattr(args, "diverse_beam_strength", 0.5)
-            )
-        return generator
-
-    def prepare_models(self, models: Sequence[nn.Module]) -> None:
-        """With `--ema-eval`, give the models their averaged weights."""
-        if self.cfg.ema_eval and self.generating:
-            load_ema(models, self.root.common_eval.path)
-
-    def inference_step(
-        self,
-        generator: Any,
-        models: Sequence[nn.Module],
-        sample: Batch,
-        prefix_tokens: Tensor | None = None,
-        constraints: Tensor | None = None,
-    ) -> list[list[dict[str, Tensor]]]:
-        """Generate; a row's own prompt is forced, and no part of the output, unless the caller gives another."""
-        own = sample.get("prefix_tokens") if prefix_tokens is None else None
-        searching = isinstance(generator, OFASequenceGenerator)
-        if own is not None:
-            prefix_tokens = generator.unending(own) if searching else own
-        with torch.no_grad():
-            hypotheses = generator.generate(
-                models, sample, prefix_tokens=prefix_tokens, constraints=constraints
-            )
-        if own is not None and searching:
-            for row, length in zip(hypotheses, own.ne(self.dictionary.pad()).sum(dim=1).tolist()):
-                for hypothesis in row:
-                    generator.remove_prompt(hypothesis, length)
-        return hypotheses
-
-    def generate_texts(self, sample: Batch, model: nn.Module) -> list[str]:
-        """The best output of each row with the options of `--eval-args`, as text."""
-        if id(model) not in self._generators:
-            self._generators = {id(model): self.build_generator([model], self._eval_options())}
-        hypotheses = self.inference_step(self._generators[id(model)], [model], sample)
-        return [self.decode(best[0]["tokens"]) if best else "" for best in hypotheses]
-
-    def _eval_options(self) -> Namespace:
-        text = self.cfg.eval_args or "{}"
-        try:
-            options = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"--eval-args {text}: not JSON ({error})") from error
-        if not isinstance(options, dict):
-            raise ValueError(f"--eval-args {text}: expected a JSON object of generation options")
-        unknown = options.keys() - {f.name for f in fields(GenerationConfig)} - RELEASED_EVAL_OPTIONS
-        if unknown:
-            raise ValueError(
-                f"--eval-args {text}: fairseq-generate has no option {', '.join(sorted(unknown))}"
-            )
-        return Namespace(**options)
-
-    def decode(self, tokens: Tensor) -> str:
-        """Text of an output."""
-        return self.vocabulary.decode(tokens.tolist())
-
 
 class RowBuilder:
     """Names a row's columns and hands it to the task; pickles for spawned data-loading processes.
@@ -515,7 +436,11 @@ class RowBuilder:
         self.for_scoring = task.generating
 
     def __call__(self, row: list[str]) -> Example:
-        example = self.task.example(dict(zip(self.task.columns, row)), self.split, self.root)
+        values = dict(zip(self.task.columns, row))
+        try:
+            example = self.task.example(values, self.split, self.root)
+        except ValueError as error:
+            raise ValueError(with_hint(str(error), values)) from error
         if not self.for_scoring:
             return example
         vocabulary = self.task.vocabulary
@@ -531,47 +456,3 @@ def takes_update_num(criterion: Any) -> bool:
     """Whether a criterion wants to know the number of updates."""
     parameters = inspect.signature(getattr(criterion, "forward", criterion)).parameters.values()
     return any(p.name == "update_num" or p.kind == p.VAR_KEYWORD for p in parameters)
-
-
-def load_ema(models: Sequence[Any], paths: str) -> None:
-    """Replace models' weights by the averaged ones of the files they came from (colon-separated).
-
-    Raises:
-        ValueError: if a file has none.
-    """
-    for model, path in zip(models, paths.split(":")):
-        state = checkpoint_utils.load_checkpoint_to_cpu(path)
-        if "ema" not in state["extra_state"]:
-            raise ValueError(
-                f"--ema-eval: {path} holds no averaged weights (extra_state.ema);"
-                " leave --ema-eval out (in scripts: --ema no)"
-            )
-        model.load_state_dict(state["extra_state"]["ema"], strict=True)
-
-
-def _root_of(cfg: Any) -> Any:
-    """The whole run's configuration, or None where a task is made without one."""
-    root = cfg._get_root() if isinstance(cfg, DictConfig) else None
-    return root if root is not None and "common" in root else None
-
-
-def make_paths_absolute(cfg: Any) -> None:
-    """`PATH_OPTIONS` of a task's configuration, in place."""
-    for name in PATH_OPTIONS:
-        if getattr(cfg, name, None):
-            setattr(cfg, name, os.path.abspath(getattr(cfg, name)))
-
-
-def adjust_run(root: Any) -> None:
-    """Two settings that stock fairseq gets wrong for us, put right in the run's configuration, and absolute paths.
-
-    Our data are files in a list, and fairseq would look for further validation sets in them as in a folder; and its
-    option parser takes every `--bf16` for a TPU.
-    """
-    if root is None:
-        return
-    with open_dict(root):
-        make_paths_absolute(root.task)
-        root.dataset.ignore_unused_valid_subsets = True
-        if root.common.bf16:
-            root.common.tpu = False

@@ -69,6 +69,17 @@ class OFATaskConfig(FairseqDataclass):
     eval_print_samples: bool = field(
         default=False, metadata={"help": "log an output and its references for each validation batch"}
     )
+    scst: bool = field(
+        default=False,
+        metadata={"help": "self-critical training: rows may have several references (scst_reward_criterion)"},
+    )
+    scst_args: Optional[str] = field(
+        default="{}",
+        metadata={
+            "help": "JSON with generation options of self-critical training: beam is the number of samples; they are"
+            ' what beam search finds, or drawn with "sampling": true (and sampling_topk or sampling_topp)'
+        },
+    )
     ema_eval: bool = field(
         default=False, metadata={"help": "fairseq-generate: evaluate the checkpoint's averaged weights (EMA)"}
     )
@@ -83,7 +94,7 @@ class OFATaskConfig(FairseqDataclass):
 # Where a run's files are, and what was meant for one run only, as is every `eval_` option: never taken over from a
 # checkpoint.
 NEVER_ADOPTED = {
-    *("_name", "data", "strict_data", "bad_rows", "ema_eval", "zero_shot"),
+    *("_name", "data", "strict_data", "bad_rows", "ema_eval", "zero_shot", "scst", "scst_args"),
     *("val_inference_type", "beam_search_vqa_eval", "valid_batch_size", "candidate_memory", "candidates"),
 }
 # Released --eval-args also hold this; it is what our generator always does.

@@ -42,7 +42,9 @@ class PictureLog:
         wanted = self._wanted - len(self._pictures)
         if wanted <= 0 or "patch_images" not in sample["net_input"]:
             return
-        images = sample["net_input"]["patch_images"][:wanted].float().cpu()
+        inputs = sample["net_input"]
+        images, rows = inputs["patch_images"], inputs.get("patch_rows")
+        images = (images if rows is None else images[rows[:wanted]])[:wanted].float().cpu()
         self._pictures += [transform.picture(image) for image in images]
         self._texts += texts[:wanted]
 

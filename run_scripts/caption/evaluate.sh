@@ -27,54 +27,35 @@ PUBLISHED=(--beam 5 --max-len-b 16 --no-repeat-ngram-size 3)
 HUGE=(--beam 10 --max-len-b 16 --no-repeat-ngram-size 3 --temperature 0.98 --lenpen 0.98)
 # Digit captions are longer, and say "to the left of" as often as they need to.
 EMBEDDED_SEARCH=(--beam 5 --max-len-b 50)
+EMBEDDED_BATCH=50 PUBLISHED_BATCH=16
 
 # -- input -------------------------------------------------------------------------------------------------
 
-EMBEDDED=''
-if [[ -z $DATA ]]; then
-    EMBEDDED=yes SEARCH=("${EMBEDDED_SEARCH[@]}") DATA=$DIGITS/test.tsv BPE_DIR=$DIGITS SELECTED_COLS=1,4,2
-    BATCH_SIZE=${BATCH_SIZE:-50} PRECISION=${PRECISION:-fp32}
-    [[ -f $MODEL && -f $DATA ]] || fail "$MODEL or $DATA is missing: first run bash run_scripts/caption/train.sh" \
-        "or give --model and --data (see --help)"
-elif [[ $ARCH == ofa_huge ]]; then
-    SEARCH=("${HUGE[@]}")
-else
-    SEARCH=("${PUBLISHED[@]}")
-fi
-BATCH_SIZE=${BATCH_SIZE:-16}
-require_evaluation_input
+choose_evaluation caption test
+case ${EMBEDDED:+embedded}$ARCH in
+    embedded*) SEARCH=("${EMBEDDED_SEARCH[@]}") ;;
+    ofa_huge) SEARCH=("${HUGE[@]}") ;;
+    *) SEARCH=("${PUBLISHED[@]}") ;;
+esac
+COLLECT_FLAGS=()
 if [[ -n $CACHED_TOKENS ]]; then
     require_file cached-tokens
     SEARCH+=(--cider-document-frequencies "$CACHED_TOKENS")
+    COLLECT_FLAGS+=(--document-frequencies "$CACHED_TOKENS")
 fi
 
 # -- work --------------------------------------------------------------------------------------------------
 
-PREDICTIONS=$RESULTS_PATH/${SPLIT}_predict.json
-
 score_captions() {
-    local frequencies=()
-    if [[ -n $CACHED_TOKENS ]]; then frequencies=(--document-frequencies "$CACHED_TOKENS"); fi
-    prepare collect_predictions --generated "${GENERATED[@]}" --out "$PREDICTIONS" "${frequencies[@]}" |
-        keep_in "$RESULTS_PATH/score.txt"
+    score_predictions caption
     [[ -n $EMBEDDED ]] || return 0
     prepare read_captions --scenes "$DIGITS/scenes_test.jsonl" --predictions "$PREDICTIONS" |
         keep_in "$RESULTS_PATH/reading.txt"
     prepare contact_sheet --data "$DATA" --predictions "$PREDICTIONS" --out "$RESULTS_PATH/captions.png"
 }
 
-use_environment
-spread_over_slurm "$@"
-count_processes
-choose_precision
-generate caption --scoring cider "${SEARCH[@]}" \
-    --seed 7 --log-format simple --log-interval 10
-is_leader || exit 0
-part "scoring" "$RESULTS_PATH/scoring_finished" "$GENERATION" score_captions
-
-say "results"
-for file in "$RESULTS_PATH/score.txt" ${EMBEDDED:+"$RESULTS_PATH/reading.txt"}; do
-    [[ -n $DRY_RUN ]] || cat "$file"
-done
+predict caption --scoring cider "${SEARCH[@]}"
+scoring score_captions
+show_results reading.txt
 where "captions" "$PREDICTIONS" "captions with scores" "${GENERATED[0]}" \
     "pictures with captions" "$RESULTS_PATH/captions.png"

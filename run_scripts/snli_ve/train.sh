@@ -31,10 +31,11 @@ EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=4
 
 PUBLISHED_BATCH=4 # on each of 8 GPUs, accumulated 8 times
 PUBLISHED_EFFECTIVE_BATCH=256
+LABEL_SMOOTHING=0.0
 PUBLISHED=(
     "${SWITCHES[@]}" --keep-best-checkpoints 1 --save-interval-updates 500 --validate-interval-updates 500
     --keep-interval-updates 1
-    --patch-image-size 480 --max-tgt-length 20 --label-smoothing 0.0 --prompt-type prev_output
+    --patch-image-size 480 --max-tgt-length 20 --prompt-type prev_output
 )
 BASE=(--lr 5e-5 --max-epoch 5 --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1)
 LARGE=(--lr 2e-5 --max-epoch 6 --encoder-drop-path-rate 0.2 --decoder-drop-path-rate 0.2)

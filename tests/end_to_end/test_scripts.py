@@ -1,6 +1,7 @@
 """run_scripts/: what they accept, what they would start, and that they go on where they were."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -432,6 +433,32 @@ def test_a_failed_evaluation_is_no_result(stub_checkout: Path) -> None:
     calls(stub_checkout)
     assert run_stubbed(stub_checkout, "caption/train.sh").returncode == 0
     assert "prepare collect_predictions" in calls(stub_checkout)
+
+
+def test_what_was_compared_is_not_compared_again(stub_checkout: Path) -> None:
+    data, model = (
+        stub_checkout / "data" / "digits",
+        stub_checkout / "runs" / "vqa_nano" / "checkpoint_best.pt",
+    )
+    for path in (data / "vqa_test.tsv", data / "dict.txt", data / "sentencepiece.model", model):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("0\n")
+    done = run_stubbed(stub_checkout, "vqa/evaluate.sh")
+    work = [
+        f"fairseq-generate {data}/vqa_test.tsv",
+        "prepare collect_predictions",
+        f"fairseq-generate {model.parent}/results/blank/blank.tsv",
+        "prepare score_by_kind",
+    ]
+    assert [call for call in calls(stub_checkout) if not call.startswith("pip")] == work, done.stdout
+    again = run_stubbed(stub_checkout, "vqa/evaluate.sh")
+    assert calls(stub_checkout) == []
+    results = [output[output.index("== results") :] for output in (done.stdout, again.stdout)]
+    assert "stub: prepare score_by_kind" in results[0]
+    assert results[0] == results[1]
+    os.utime(model, (0, 0))  # another model
+    run_stubbed(stub_checkout, "vqa/evaluate.sh")
+    assert calls(stub_checkout) == work
 
 
 def test_installs_again_only_after_a_change(stub_checkout: Path) -> None:

@@ -14,7 +14,7 @@ from model_builders import normal_images, random_tokens, small_model
 from torch import Tensor
 
 from ofa_fairseq.generation.answer_space import AnswerTrie
-from ofa_fairseq.generation.candidates import CandidateScorer
+from ofa_fairseq.generation.candidates import CandidateScorer, RankedCandidates
 
 BOS, PAD, EOS = 0, 1, 2
 VOCABULARY = 40
@@ -203,6 +203,20 @@ def test_hypotheses_stand_in_order(model: Any) -> None:
             assert len(h["positional_scores"]) == len(h["tokens"])
             assert float(h["positional_scores"].sum()) == pytest.approx(float(h["score"]), abs=1e-5)
             assert h["attention"].numel() == h["alignment"].numel() == 0
+
+
+def test_hypotheses_are_made_when_they_are_asked_for(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    make = RankedCandidates._hypothesis
+    monkeypatch.setattr(RankedCandidates, "_hypothesis", lambda row, i: made.append(i) or make(row, i))
+    row = CandidateScorer([model], model.decoder.dictionary, ANSWERS).generate([model], batch(), PROMPTS)[0]
+    assert len(row) == len(ANSWERS)
+    assert made == []
+    ranked = [h["tokens"].tolist() for h in row]
+    assert sorted(made) == list(range(len(ANSWERS)))
+    assert [h["tokens"].tolist() for h in row[:2]] == ranked[:2]
+    assert row[-1]["tokens"].tolist() == ranked[-1]
+    assert made[len(ANSWERS) :] == [made[0], made[1], made[len(ANSWERS) - 1]]
 
 
 @pytest.mark.parametrize("answers", [[[5], [6], [7]], [[6], [5], [7]], [[7], [6], [5]]])

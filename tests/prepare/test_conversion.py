@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofa_fairseq.data.images import decode_image
-from ofa_fairseq.prepare import conversion
+from ofa_fairseq.prepare import conversion, parts
 from ofa_fairseq.prepare.annotation_files import coco_files, expecting, without_separator
 from ofa_fairseq.prepare.conversion import convert
 from ofa_fairseq.prepare.plan import Picture, Plan, Row
@@ -129,6 +129,28 @@ def test_an_interruption_leaves_no_half_file_and_goes_on_without_the_pictures(
     assert convert("name", plan, args) == set()
     assert [row[0] for row in read_rows(args.out / "x.tsv")] == ["r0", "r1"]
     assert len(base64.urlsafe_b64decode(read_rows(args.out / "y.tsv")[0][2])) > 0
+
+
+def test_only_what_lacked_a_picture_is_read_again(
+    args: argparse.Namespace, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are of two pictures here; the third is missing."""
+    monkeypatch.setattr(parts, "PART_SIZE", 2)
+    for number, name in enumerate(("three", "four", "five"), start=3):
+        plan.add(Picture(name, (f"{number}.jpg",)), Row("x.tsv", (f"r{number}", name), ("",)))
+        write_picture(tmp_path / "a" / f"{number}.jpg", 10, 10)
+    third = tmp_path / "a" / "3.jpg"
+    kept = third.rename(tmp_path / "away.jpg")
+    assert convert("name", plan, args) == {"three"}
+    assert [row[0] for row in read_rows(args.out / "x.tsv")] == ["r0", "r1", "r4", "r5"]
+
+    kept.rename(third)
+    for name in ("1.jpg", "5.jpg"):  # of other parts
+        (tmp_path / "a" / name).unlink()
+    assert convert("name", plan, args) == set()
+    assert [row[0] for row in read_rows(args.out / "x.tsv")] == ["r0", "r1", "r3", "r4", "r5"]
+    assert read_lines(args.out / "missing_images.txt") == []
+    assert not [path for path in args.out.iterdir() if path.name.startswith(".")], "no parts are left"
 
 
 def test_nothing_to_write_is_an_error(args: argparse.Namespace, plan: Plan, tmp_path: Path) -> None:

@@ -92,6 +92,19 @@ def test_a_list_that_imports_something_is_refused_by_name(tmp_path: Path, senten
         task_run("vqa", "a,b", sentencepiece_dir, "--ans2label-file", str(path))
 
 
+def test_answers_that_the_vocabulary_can_not_tell_apart_are_named(
+    tmp_path: Path, sentencepiece_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = run_of(tmp_path, sentencepiece_dir, "--ans2label-dict", '["yes", "Red", "no", "red"]').task
+    assert len(task.answer_ids) == 4
+    task.use_options()  # a vocabulary without capital letters
+    encode = task.vocabulary.encode
+    monkeypatch.setattr(task.vocabulary, "encode", lambda text: encode(text.lower()))
+    message = "answers 'Red' and 'red' are the same to the vocabulary, both 'red': keep one of them"
+    with pytest.raises(ValueError, match=message):
+        task.load_dataset("valid")  # not one bad row after the other
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -217,12 +230,18 @@ def test_free_answers_hold_no_prompt_and_score_as_the_answer_alone(
             assert float(hypothesis["score"]) == pytest.approx(float(expected.mean()), abs=1e-3)
 
 
-def test_a_prompt_that_leaves_no_room_is_an_error(tmp_path: Path, sentencepiece_dir: Path) -> None:
+def test_a_prompt_that_leaves_no_room_is_an_error_that_names_its_row(
+    tmp_path: Path, sentencepiece_dir: Path
+) -> None:
     run = run_of(tmp_path, sentencepiece_dir, "--eval-args", '{"max_len_b": 6}')
     batch = batch_of(run.task.dataset("valid"))
-    longest = batch["prefix_tokens"].size(1)
-    with pytest.raises(ValueError, match=f"a forced prompt of {longest} tokens leaves no room .* at most 6"):
+    lengths = batch["prefix_tokens"].ne(PAD).sum(dim=1)
+    assert lengths.argmax() == 1
+    message = rf"row 1: a forced prompt of {lengths[1]} tokens .* at most 6, .*raise --max-len-b"
+    with pytest.raises(ValueError, match=message):
         run.task.generate_texts(batch, run.model())
+    run.task.cfg.eval_args = json.dumps({"max_len_b": int(lengths[1]) + 1})
+    assert len(run.task.generate_texts(batch, run.model())) == 3
 
 
 def test_a_prompt_that_fairseq_gives_is_part_of_the_output(tmp_path: Path, sentencepiece_dir: Path) -> None:

@@ -9,21 +9,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from task_builders import (
+    EOS,
+    PAD,
     bad_rows,
     batch_like,
     batch_of,
     dataset_of,
-    name_of,
+    each_reference_row,
     picture,
-    reference_rows,
     rows_run,
+    source_of,
+    target_of,
     task_run,
+    validated,
 )
 from torchvision.ops import box_iou
 
 from ofa_fairseq.generation.answer_space import TokenRange
 
-PAD, EOS = 1, 2
 SIZE = (40, 30)
 
 
@@ -31,7 +34,7 @@ def row(phrase: str = "the left one", box: str = "4,3,20,15") -> list[str]:
     return ["12_0", picture(size=SIZE), phrase, box]
 
 
-@pytest.mark.parametrize("case", reference_rows("refcoco"), ids=name_of)
+@each_reference_row("refcoco")
 def test_rows_agree_with_the_original(case: dict[str, Any], gpt2_bpe_dir: Path, tmp_path: Path) -> None:
     batch = batch_like(case, tmp_path, gpt2_bpe_dir)
     assert "prefix_tokens" not in batch
@@ -58,8 +61,8 @@ def test_rows_agree_with_the_original(case: dict[str, Any], gpt2_bpe_dir: Path, 
 def test_the_question_as_text(
     flags: tuple[str, ...], expected: str, tmp_path: Path, sentencepiece_dir: Path
 ) -> None:
-    run = rows_run("refcoco", tmp_path, [row(",the RED <person>  on/left. ")], sentencepiece_dir, *flags)
-    assert run.task.decode(run.task.dataset("train")[0].source) == expected
+    rows = [row(",the RED <person>  on/left. ")]
+    assert source_of(dataset_of("refcoco", tmp_path, rows, sentencepiece_dir, *flags)) == expected
 
 
 @pytest.mark.parametrize("phrase", ["", "  ", "..."])
@@ -80,9 +83,8 @@ def test_the_target_is_four_bins(tmp_path: Path, sentencepiece_dir: Path) -> Non
     dataset = dataset_of(
         "refcoco", tmp_path, [row(box="0,0,40,30"), row(box="8,10,16,20")], sentencepiece_dir, *flags
     )
-    task = dataset.build.task
-    assert task.decode(dataset[0].target) == "<bin_0><bin_0><bin_15><bin_15>"
-    assert task.decode(dataset[1].target) == "<bin_3><bin_5><bin_6><bin_10>"
+    assert target_of(dataset) == "<bin_0><bin_0><bin_15><bin_15>"
+    assert target_of(dataset, 1) == "<bin_3><bin_5><bin_6><bin_10>"
     assert dataset[1].target[-1] == EOS
     assert dataset[1].prev_output.tolist() == [0, *dataset[1].target.tolist()[:-1]]
     assert list(dataset[1].references) == ["3.0000,5.0000,6.0000,10.0000"]
@@ -90,7 +92,7 @@ def test_the_target_is_four_bins(tmp_path: Path, sentencepiece_dir: Path) -> Non
 
 def test_a_span_wider_than_the_picture_leaves_bins_unused(tmp_path: Path, sentencepiece_dir: Path) -> None:
     dataset = dataset_of("refcoco", tmp_path, [row(box="0,0,40,30")], sentencepiece_dir)  # 32 of 512 pixels
-    assert dataset.build.task.decode(dataset[0].target) == "<bin_0><bin_0><bin_1><bin_1>"
+    assert target_of(dataset) == "<bin_0><bin_0><bin_1><bin_1>"
 
 
 def test_a_span_smaller_than_the_picture_is_refused(tmp_path: Path, sentencepiece_dir: Path) -> None:
@@ -178,9 +180,7 @@ def test_the_validation_score_is_the_share_of_found_boxes(
         "<bin_0><bin_0><bin_15>",
         "<bin_0><bin_0><bin_15><bin_15>",
     ]
-    monkeypatch.setattr(task, "generate_texts", lambda *_: outputs)
-    log = task.validate(batch_of(task.dataset("valid")), torch.nn.Identity())
-    assert log == {"_score_sum": 1.0, "_score_cnt": 3}
+    assert validated(task, outputs, monkeypatch) == {"_score_sum": 1.0, "_score_cnt": 3}
     assert task.score_name == "score"
 
 

@@ -5,27 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from task_builders import (
+    PAD,
     assert_answers_like,
     bad_rows,
     batch_like,
     batch_of,
     dataset_of,
-    name_of,
+    each_reference_row,
     picture,
-    reference_rows,
     rows_run,
+    source_of,
+    target_of,
+    validated,
 )
-
-PAD = 1
 
 
 def row(hypothesis: str = "a dog runs", caption: str = "two dogs", label: str = "entailment") -> list[str]:
     return ["5", picture(), hypothesis, caption, label]
 
 
-@pytest.mark.parametrize("case", reference_rows("snli_ve"), ids=name_of)
+@each_reference_row("snli_ve")
 def test_rows_agree_with_the_original(case: dict[str, Any], gpt2_bpe_dir: Path, tmp_path: Path) -> None:
     batch = batch_like(case, tmp_path, gpt2_bpe_dir)
     assert_answers_like(case, batch)
@@ -56,9 +56,8 @@ def test_rows_agree_with_the_original(case: dict[str, Any], gpt2_bpe_dir: Path, 
 def test_the_question_as_text(
     flags: tuple[str, ...], expected: str, tmp_path: Path, sentencepiece_dir: Path
 ) -> None:
-    columns = row("...Two dogs play,  T-shirt ", " A <person> on/grass.")
-    run = rows_run("snli_ve", tmp_path, [columns], sentencepiece_dir, *flags)
-    assert run.task.decode(run.task.dataset("train")[0].source) == expected
+    rows = [row("...Two dogs play,  T-shirt ", " A <person> on/grass.")]
+    assert source_of(dataset_of("snli_ve", tmp_path, rows, sentencepiece_dir, *flags)) == expected
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_the_question_as_text(
 )
 def test_labels_are_answers(label: str, answer: str, tmp_path: Path, sentencepiece_dir: Path) -> None:
     dataset = dataset_of("snli_ve", tmp_path, [row(label=label)], sentencepiece_dir)
-    assert dataset.build.task.decode(dataset[0].target) == " " + answer
+    assert target_of(dataset) == " " + answer
     assert list(dataset[0].references) == [answer]
 
 
@@ -114,7 +113,8 @@ def test_the_validation_score_is_the_share_of_right_answers(
 ) -> None:
     rows = [row(), row(label="neutral"), row(label="contradiction"), row(label="")]
     task = rows_run("snli_ve", tmp_path, rows, sentencepiece_dir, split="valid").task
-    monkeypatch.setattr(task, "generate_texts", lambda *_: [" yes", "maybe", "yes", "no"])
-    log = task.validate(batch_of(task.dataset("valid")), torch.nn.Identity())
-    assert log == {"_score_sum": 2.0, "_score_cnt": 3}
+    assert validated(task, [" yes", "maybe", "yes", "no"], monkeypatch) == {
+        "_score_sum": 2.0,
+        "_score_cnt": 3,
+    }
     assert task.score_name == "snli_score"

@@ -9,19 +9,22 @@ import torch
 from fairseq import metrics
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from task_builders import (
+    EOS,
+    PAD,
     assert_answers_like,
     bad_rows,
     batch_like,
     batch_of,
     dataset_of,
-    name_of,
+    each_reference_row,
     picture,
-    reference_rows,
     rows_run,
+    source_of,
+    target_of,
     task_run,
+    validated,
 )
 
-PAD, EOS = 1, 2
 COLOURS = ("--ans2label-dict", json.dumps({"light blue": 0, "red": 1, "light green": 2}))
 
 
@@ -33,17 +36,7 @@ def example(folder: Path, bpe_dir: Path, columns: list[str], *flags: str, split:
     return dataset_of("vqa", folder, [columns], bpe_dir, *flags, split=split)[0]
 
 
-def source_of(folder: Path, bpe_dir: Path, columns: list[str], *flags: str) -> str:
-    """The source of a row, decoded."""
-    run = rows_run("vqa", folder, [columns], bpe_dir, *flags)
-    return run.task.decode(run.task.dataset("train")[0].source)
-
-
-def target_of(dataset: Any, index: int = 0) -> str:
-    return dataset.build.task.decode(dataset[index].target)
-
-
-@pytest.mark.parametrize("case", reference_rows("vqa_gen"), ids=name_of)
+@each_reference_row("vqa_gen")
 def test_rows_agree_with_the_original(case: dict[str, Any], gpt2_bpe_dir: Path, tmp_path: Path) -> None:
     batch = batch_like(case, tmp_path, gpt2_bpe_dir)
     assert_answers_like(case, batch)
@@ -106,17 +99,18 @@ def test_objects_that_are_asked_for_must_be_there(tmp_path: Path, sentencepiece_
     ],
 )
 def test_the_question_as_text(question: str, expected: str, tmp_path: Path, sentencepiece_dir: Path) -> None:
-    assert source_of(tmp_path, sentencepiece_dir, row(question)) == expected
+    assert source_of(dataset_of("vqa", tmp_path, [row(question)], sentencepiece_dir)) == expected
 
 
 def test_the_question_may_be_kept_as_it_is(tmp_path: Path, sentencepiece_dir: Path) -> None:
-    text = source_of(tmp_path, sentencepiece_dir, row(" What T-shirt  is/was it "), "--keep-question")
+    rows, flags = [row(" What T-shirt  is/was it ")], ("--keep-question",)
+    text = source_of(dataset_of("vqa", tmp_path, rows, sentencepiece_dir, *flags))
     assert text == " What T-shirt  is/was it?"
 
 
 def test_long_questions_are_cut_to_words(tmp_path: Path, sentencepiece_dir: Path) -> None:
-    text = source_of(tmp_path, sentencepiece_dir, row("one two three four?"), "--max-src-length", "3")
-    assert text == " one two three?"
+    rows, flags = [row("one two three four?")], ("--max-src-length", "3")
+    assert source_of(dataset_of("vqa", tmp_path, rows, sentencepiece_dir, *flags)) == " one two three?"
 
 
 @pytest.mark.parametrize(
@@ -127,8 +121,9 @@ def test_long_questions_are_cut_to_words(tmp_path: Path, sentencepiece_dir: Path
     ],
 )
 def test_the_objects_as_text(objects: str, expected: str, tmp_path: Path, sentencepiece_dir: Path) -> None:
-    assert source_of(tmp_path, sentencepiece_dir, row("is it?", objects=objects), "--add-object") == expected
-    assert source_of(tmp_path, sentencepiece_dir, row("is it?", objects=objects)) == " is it?"
+    for flags, text in ((("--add-object",), expected), ((), " is it?")):
+        dataset = dataset_of("vqa", tmp_path, [row("is it?", objects=objects)], sentencepiece_dir, *flags)
+        assert source_of(dataset) == text
 
 
 @pytest.mark.parametrize("kind", ["none", "src", "prev_output"])
@@ -231,8 +226,7 @@ def test_answers_outside_of_the_list_are_scored_but_not_learnt_in_validation(
     assert (loss, size) == (0, 0)
     assert log["_score_cnt"] == 1
 
-    monkeypatch.setattr(run.task, "generate_texts", lambda *_: ["red", " red", "red"])
-    assert run.task.validate(batch, model) == {"_score_sum": 1.0, "_score_cnt": 2}
+    assert validated(run.task, ["red", " red", "red"], monkeypatch) == {"_score_sum": 1.0, "_score_cnt": 2}
 
 
 @pytest.mark.parametrize(
@@ -286,8 +280,7 @@ def test_the_validation_score_is_the_official_soft_accuracy(
 ) -> None:
     rows = [row(answer=column) for column in columns]
     task = rows_run("vqa", tmp_path, rows, sentencepiece_dir, split="valid").task
-    monkeypatch.setattr(task, "generate_texts", lambda *_: outputs)
-    log = task.validate(batch_of(task.dataset("valid")), torch.nn.Identity())
+    log = validated(task, outputs, monkeypatch)
     scored = sum(bool(column) for column in columns)
     assert log == {"_score_sum": pytest.approx(total), "_score_cnt": scored}
 

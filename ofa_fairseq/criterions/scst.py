@@ -1,0 +1,292 @@
+"""Self-critical sequence training: outputs that score better than their baseline become more probable.
+
+Rennie et al., CVPR 2017, "Self-critical Sequence Training for Image Captioning". For k sampled outputs y_j of a picture
+with rewards r_j and baselines b_j, the gradient of
+
+    loss = - sum_j (r_j - b_j) log p(y_j)
+
+is, but for its sign and scale, an unbiased estimate of that of the expected reward, if the outputs are drawn from p and
+no b_j depends on y_j. Beam search (the released recipe) draws nothing: its "samples" are the k most probable outputs,
+and the estimate is biased towards what the model prefers already. So it is with top-k and top-p sampling, n-gram
+blocking, a shortest length and a temperature, which draw from another distribution than p.
+
+An update encodes its pictures once, with gradients and as training has it (dropout, BatchNorm's batch statistics unless
+the stem is frozen). From that the decoder samples token by token, without gradients and dropout; one pass over all
+samples then gives their log-probabilities. In validation nothing is in training mode, so that no running statistic
+moves.
+
+B rows, k samples of each, T tokens of the longest one.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import torch
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.data.data_utils import collate_tokens
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
+from omegaconf import II
+from torch import Tensor, nn
+
+from ..generation.answer_space import AnswerSpace, TokenRange
+from ..metrics.cider import Floats
+from ..metrics.rewards import Reward, reward
+from .label_smoothed import supervised_positions, supervised_tokens, token_losses
+
+logger = logging.getLogger(__name__)
+
+Baseline: Any = ChoiceEnum(["others", "greedy"])
+# A warning for the first time that a whole batch teaches nothing, the tenth in a row, the hundredth, ...
+COLLAPSES_TOLD = {10**n for n in range(9)}
+
+
+class Sample(NamedTuple):
+    """One sampled output."""
+
+    tokens: Tensor  # its tokens, </s> at the end
+    ended: bool  # the model ended it; False: the limit of length did
+
+
+class TeacherForced(NamedTuple):
+    """What the decoder reads and should have said, rows of one picture beside each other."""
+
+    prev_output: Tensor  # [B k, T]
+    target: Tensor  # [B k, T], padding where nothing was chosen
+
+
+def leave_one_out(rewards: Floats) -> Floats:
+    """[B, k] rewards -> for each sample the mean of the other k - 1."""
+    return (rewards.sum(axis=1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
+
+
+def teacher_forced(
+    samples: Sequence[Sequence[Sample]], prompts: Tensor | None, bos: int, pad: int
+) -> TeacherForced:
+    """Rows for the decoder, from k samples of each of B rows and the rows' prompts [B, n], right-padded.
+
+    Nothing is learnt of a prompt, nor of an end that the limit of length forced: neither was the model's choice.
+    """
+    prev_output, target = [], []
+    for row, of_row in enumerate(samples):
+        prompt = of_row[0].tokens[:0] if prompts is None else prompts[row][prompts[row].ne(pad)]
+        for tokens, ended in of_row:
+            start = tokens.new_tensor([bos])
+            chosen = tokens if ended else torch.cat([tokens[:-1], tokens.new_tensor([pad])])
+            prev_output.append(torch.cat([start, prompt, tokens[:-1]]))
+            target.append(torch.cat([torch.full_like(prompt, pad), chosen]))
+    return TeacherForced(collate_tokens(prev_output, pad), collate_tokens(target, pad))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards the module is in the mode that it was in."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+@dataclass
+class ScstRewardConfig(FairseqDataclass):
+    scst_cider_cached_tokens: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "document frequencies for the CIDEr-D reward, from `prepare document_frequencies` or released"
+            " (default: counted over the training file, which takes a while for a large one)"
+        },
+    )
+    scst_reward: str = field(
+        default="cider",
+        metadata={
+            "help": "cider, rouge_l, accuracy, vqa, box_accuracy, box_iou, or a function of your own"
+            " as package.module:function"
+        },
+    )
+    scst_baseline: Baseline = field(
+        default="others",
+        metadata={
+            "help": "what a sample's reward is compared with: the mean of the other samples, or the greedy output's"
+        },
+    )
+    ignore_prefix_size: int = field(default=0, metadata={"help": "ignore the first N tokens of each sample"})
+    sentence_avg: bool = II("optimization.sentence_avg")
+    constraint_range: Optional[str] = field(
+        default=None,
+        metadata={"help": "'start,end': ids outside of it, special tokens excepted, are impossible"},
+    )
+
+
+@register_criterion("scst_reward_criterion", dataclass=ScstRewardConfig)
+class ScstRewardCriterion(FairseqCriterion):
+    """Trains a task that samples (`--scst`) for a reward of its outputs.
+
+    How outputs are sampled is in `--scst-args`, as for fairseq-generate: `beam` is the number of samples k.
+
+    Raises:
+        ValueError: without `--scst`, for one sample without another to compare it with, or an unknown reward.
+    """
+
+    def __init__(self, cfg: ScstRewardConfig, task: Any) -> None:
+        super().__init__(task)
+        if not getattr(task.cfg, "scst", False):
+            raise ValueError("scst_reward_criterion needs the task's --scst (and --scst-args)")
+        self.num_samples = int(task.scst_options().get("beam", 5))
+        self.baseline = str(cfg.scst_baseline)
+        if self.baseline == "others" and self.num_samples < 2:
+            raise ValueError(
+                f'--scst-args with "beam": {self.num_samples}: the mean of the other samples needs two or more'
+                " (or --scst-baseline greedy)"
+            )
+        self.ignore_prefix_size = cfg.ignore_prefix_size
+        self.sentence_avg = cfg.sentence_avg
+        self.token_range = None
+        if cfg.constraint_range is not None:
+            self.token_range = TokenRange.parse(cfg.constraint_range, len(task.target_dictionary))
+        self.reward: Reward = reward(cfg.scst_reward, cfg.scst_cider_cached_tokens, task.training_references)
+        self.collapses = 0  # batches in a row that taught nothing
+
+    def forward(
+        self, model: Any, sample: Mapping[str, Any], update_num: int = 0, reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """The batch's loss, its gradient's denominator, and the sums to log.
+
+        `sample`: `net_input` (the model's arguments), `references` (rows without any teach nothing), and where
+        the task has them `prefix_tokens` [B, n]. The denominator counts the tokens that were
+        chosen, or samples with `--sentence-avg`.
+        """
+        sample = encoded(model, sample)
+        samples, space = self.sample_outputs(model, sample, self.num_samples)
+        rewards = self.rewards(samples, sample["references"])
+        baselines = self.baselines(rewards, model, sample)
+        advantages = rewards - baselines
+
+        rows = teacher_forced(
+            samples, sample.get("prefix_tokens"), self.task.target_dictionary.bos(), self.padding_idx
+        )
+        has_reference = torch.tensor([bool(r) for r in sample["references"]], device=rows.target.device)
+        target = rows.target.masked_fill(
+            ~has_reference.repeat_interleave(rewards.shape[1])[:, None], self.padding_idx
+        )
+        supervised = supervised_positions(target, self.padding_idx, self.ignore_prefix_size)
+        logits = model(**{**sample["net_input"], "prev_output_tokens": rows.prev_output})[0]
+        weighted = {
+            "target": target,
+            "answer_space": space,
+            "conf": torch.from_numpy(advantages).flatten().to(logits.device),
+        }
+        tokens = supervised_tokens(logits, weighted, supervised, self.padding_idx, self.token_range)
+        losses = token_losses(tokens.logits, tokens.target, allowed=tokens.allowed, weight=tokens.weight).loss
+
+        learnt = has_reference.cpu().numpy()
+        num_samples = int(learnt.sum()) * rewards.shape[1]
+        sample_size = num_samples if self.sentence_avg else len(losses)
+        logging_output = {
+            "loss": losses.detach().sum(),
+            "ntokens": len(losses),
+            "nsentences": num_samples,
+            "sample_size": sample_size,
+            "reward": rewards[learnt].sum(),
+            "baseline": baselines[learnt].sum(),
+            "reward_spread": rewards[learnt].std(axis=1).sum() * rewards.shape[1],
+            "sample_length": sum(
+                len(s.tokens) - 1 for row, of_row in zip(learnt, samples) if row for s in of_row
+            ),
+            "entropy": entropy(tokens.logits.detach()),
+            "collapsed": float((advantages[learnt] == 0).all(axis=1).sum()) * rewards.shape[1],
+        }
+        if model.training and num_samples:
+            self.tell_collapse(bool((advantages[learnt] == 0).all()), float(rewards[learnt].mean()))
+        return losses.sum() if reduce else losses, sample_size, logging_output
+
+    def sample_outputs(
+        self, model: Any, sample: Mapping[str, Any], num_samples: int, **changes: Any
+    ) -> tuple[list[list[Sample]], AnswerSpace | None]:
+        """Outputs of each row, equally many, best first, and among what they were chosen.
+
+        `changes` are to the options of `--scst-args`.
+        """
+        generator = self.task.sampler(model, **changes)
+        with evaluating(model.decoder):
+            found = self.task.inference_step(generator, [model], sample)
+        prompts = sample.get("prefix_tokens")
+        samples = []
+        for row, hypotheses in enumerate(found):
+            prompt_length = 0 if prompts is None else int(prompts[row].ne(self.padding_idx).sum())
+            longest = generator.model.max_len + 1 - prompt_length
+            outputs = [Sample(h["tokens"], len(h["tokens"]) < longest) for h in hypotheses[:num_samples]]
+            samples.append(outputs)
+        # A search over fewer answers than beams finds fewer outputs: the last ones are taken again.
+        most = max(map(len, samples))
+        return [row + row[-1:] * (most - len(row)) for row in samples], generator.model.answer_space
+
+    def rewards(self, samples: Sequence[Sequence[Sample]], references: Sequence[Sequence[str]]) -> Floats:
+        """[B, k]; 0 for rows without references."""
+        scores = np.zeros((len(samples), len(samples[0])))
+        rows = [row for row, texts in enumerate(references) if texts]
+        if rows:
+            outputs = [
+                (self.task.clean_output(self.task.decode(s.tokens)), s.ended)
+                for row in rows
+                for s in samples[row]
+            ]
+            repeated = [references[row] for row in rows for _ in samples[row]]
+            scores[rows] = self.reward(outputs, repeated).reshape(len(rows), -1)
+        return scores
+
+    def baselines(self, rewards: Floats, model: Any, sample: Mapping[str, Any]) -> Floats:
+        """What each sample's reward [B, k] is compared with, [B, k]."""
+        if self.baseline == "others":
+            return leave_one_out(rewards) if rewards.shape[1] > 1 else rewards
+        greedy, _ = self.sample_outputs(model, sample, 1, beam=1, sampling=False, diverse_beam_groups=-1)
+        return np.broadcast_to(self.rewards(greedy, sample["references"]), rewards.shape)
+
+    def tell_collapse(self, collapsed: bool, mean_reward: float) -> None:
+        """Say so in the log when batches teach nothing."""
+        self.collapses = self.collapses + 1 if collapsed else 0
+        if self.collapses in COLLAPSES_TOLD:
+            logger.warning(
+                "SCST learns nothing: in %d batches in a row no output was better or worse than its baseline"
+                " (mean reward %.4g). If outputs are all alike, sample them or more of them (--scst-args); if the"
+                " reward is 0, train with cross entropy first, and look at outputs and references.",
+                self.collapses,
+                mean_reward,
+            )
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Log the loss over the sample size; of the samples the mean reward, baseline, spread of rewards (standard
+        deviation within a picture), length in tokens and share of collapsed pictures; entropy in nats a token."""
+        names = ("reward", "baseline", "reward_spread", "sample_length", "collapsed")
+        sums = {
+            key: sum(float(log.get(key, 0)) for log in logging_outputs)
+            for key in ("loss", "sample_size", "ntokens", "nsentences", "entropy", *names)
+        }
+        if sums["sample_size"] > 0:
+            metrics.log_scalar("loss", sums["loss"] / sums["sample_size"], sums["sample_size"], round=4)
+        if sums["ntokens"] > 0:
+            metrics.log_scalar("entropy", sums["entropy"] / sums["ntokens"], sums["ntokens"], round=3)
+        for name in names if sums["nsentences"] > 0 else ():
+            metrics.log_scalar(name, sums[name] / sums["nsentences"], sums["nsentences"], round=4)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+def encoded(model: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The sample with its sources encoded, for whatever comes after."""
+    encoder_out = model.encoder.forward_torchscript(sample["net_input"])
+    return {**sample, "net_input": {**sample["net_input"], "encoder_out": encoder_out}}
+
+
+@torch.no_grad()
+def entropy(logits: Tensor) -> Tensor:
+    """Summed entropy in nats of the distributions of [M, V] logits."""
+    return torch.special.entr(logits.softmax(-1)).sum()
