@@ -1,7 +1,6 @@
 """Self-critical training: the original's numbers, and the gradient against that of the exact expected reward."""
 
 import json
-import logging
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path

@@ -78,11 +78,12 @@ def plain(value: object) -> object:
 @pytest.mark.parametrize(
     ("name", "script", "options", "gpus"),
     [
-        ("caption_digits", "caption", ["--precision=fp32"], "0"),
-        ("caption_stage1", "caption", PUBLISHED, "4"),
-        ("vqa", "vqa", PUBLISHED, "32"),
-        ("refcoco", "refcoco", PUBLISHED, "4"),
-        ("snli_ve", "snli_ve", PUBLISHED, "8"),
+        ("caption_digits", "caption/train", ["--precision=fp32"], "0"),
+        ("caption_stage1", "caption/train", PUBLISHED, "4"),
+        ("caption_stage2", "caption/train_scst", PUBLISHED, "8"),
+        ("vqa", "vqa/train", PUBLISHED, "32"),
+        ("refcoco", "refcoco/train", PUBLISHED, "4"),
+        ("snli_ve", "snli_ve/train", PUBLISHED, "8"),
     ],
 )
 def test_says_the_same_as_the_script(
@@ -90,10 +91,10 @@ def test_says_the_same_as_the_script(
 ) -> None:
     tsv = tmp_path / "a.tsv"
     tsv.write_text("row\n")
-    shown = dry_run(f"{script}/train.sh", *(option.format(tsv=tsv) for option in options), GPUS=gpus)
+    shown = dry_run(f"{script}.sh", *(option.format(tsv=tsv) for option in options), GPUS=gpus)
     expected, found = parse("training", flags_of("fairseq-train", shown)), composed(name)
     preset = parse(
-        "training", ["x", f"--user-dir={PLUGIN}", f"--task={script}", f"--arch={found.model._name}"]
+        "training", ["x", f"--user-dir={PLUGIN}", f"--task={found.task._name}", f"--arch={found.model._name}"]
     )
     for section in SECTIONS:
         for key in set(found[section]) - NOT_COMPARED:
