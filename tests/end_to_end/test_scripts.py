@@ -237,6 +237,14 @@ ENCOURAGING = [
     *("--log-end=0.75", "--drop-worst-ratio=0.05", "--drop-worst-after=2500"),
     *("--drop-best-ratio=0.05", "--drop-best-after=2500"),
 ]
+SCST = [
+    *("--criterion=scst_reward_criterion", "--scst", "--scst-cider-cached-tokens=coco-train-words.p"),
+    '--scst-args={"beam":5,"max_len_b":16,"no_repeat_ngram_size":3}',
+    *("--selected-cols=1,4,2", "--batch-size=2", "--lr=1e-5", "--max-epoch=3", "--end-learning-rate=2e-7"),
+    *("--encoder-drop-path-rate=0.0", "--decoder-drop-path-rate=0.0", "--dropout=0.0"),
+    "--memory-efficient-fp16",
+]
+STAGE_2 = [flag for flag in STAGE_1 if not flag.startswith("--label-smoothing")] + SCST
 EVALUATION = [
     *(
         "test.tsv",
@@ -252,33 +260,36 @@ EVALUATION = [
 ]
 
 
-@pytest.mark.parametrize("criterion", [CROSS_ENTROPY, ENCOURAGING], ids=["cross entropy", "encouraging"])
+@pytest.mark.parametrize(
+    ("line", "script", "gpus"),
+    [
+        (STAGE_1 + CROSS_ENTROPY, "caption/train.sh", "4"),
+        (STAGE_2, "caption/train_scst.sh", "8"),
+    ],
+    ids=["cross entropy", "self-critical"],
+)
 def test_published_training_line_means_what_the_script_starts(
-    files: dict[str, str], criterion: list[str]
+    files: dict[str, str], line: list[str], script: str, gpus: str
 ) -> None:
-    cfg = parse("training", STAGE_1 + criterion)
-    ours = parse(
-        "training",
-        flags_of(
-            "fairseq-train", dry_run("caption/train.sh", *arguments(files), "--arch=ofa_large", GPUS="4")
-        ),
-    )
-    if criterion is CROSS_ENTROPY:
-        assert cfg.criterion == ours.criterion
-    else:
-        assert (cfg.criterion.log_end, cfg.criterion.drop_best_ratio, cfg.criterion.drop_best_after) == (
-            0.75,
-            0.05,
-            2500,
-        )
+    cfg = parse("training", line)
+    shown = dry_run(script, *arguments(files), "--arch=ofa_large", GPUS=gpus)
+    ours = parse("training", flags_of("fairseq-train", shown))
     for section in ("model", "optimizer", "lr_scheduler", "optimization"):
         assert cfg[section] == ours[section], section
     for name in set(cfg.task) - {"data", "bpe_dir", "eval_cider_cached_tokens"}:
         assert cfg.task[name] == ours.task[name], name
+    for name in set(cfg.criterion) - {"scst_cider_cached_tokens"}:
+        assert cfg.criterion[name] == ours.criterion[name], name
     for name in ("best_checkpoint_metric", "maximize_best_checkpoint_metric", "save_interval_updates"):
         assert cfg.checkpoint[name] == ours.checkpoint[name]
+    for name in ("fp16", "memory_efficient_fp16", "fp16_scale_window"):
+        assert cfg.common[name] == ours.common[name]
     assert cfg.checkpoint.reset_optimizer
-    assert (cfg.common.fp16, cfg.common.fp16_scale_window) == (True, 512)
+
+
+def test_published_encouraging_line_parses() -> None:
+    criterion = parse("training", STAGE_1 + ENCOURAGING).criterion
+    assert (criterion.log_end, criterion.drop_best_ratio, criterion.drop_best_after) == (0.75, 0.05, 2500)
 
 
 def test_published_evaluation_line_parses() -> None:
