@@ -30,10 +30,11 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.data.data_utils import collate_tokens
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
+from numpy.typing import NDArray
 from omegaconf import II
 from torch import Tensor, nn
 
-from ..generation.answer_space import AnswerSpace, TokenRange
+from ..generation.answer_space import AnswerSpace
 from ..metrics.cider import Floats
 from ..metrics.rewards import Reward, reward
 from .label_smoothed import supervised_positions, supervised_tokens, token_losses
@@ -41,8 +42,12 @@ from .label_smoothed import supervised_positions, supervised_tokens, token_losse
 logger = logging.getLogger(__name__)
 
 Baseline: Any = ChoiceEnum(["others", "greedy"])
-# A warning for the first time that a whole batch teaches nothing, the tenth in a row, the hundredth, ...
-COLLAPSES_TOLD = {10**n for n in range(9)}
+# Updates in a row that teach nothing, at which the log says so.
+COLLAPSES_TOLD = {10**n for n in range(1, 9)}
+# Advantages below are rounding errors of equal rewards.
+SMALLEST_ADVANTAGE = 1e-9
+# Of --scst-args, what the greedy baseline shares with the samples.
+GREEDY_OPTIONS = ("max_len_a", "max_len_b", "min_len", "no_repeat_ngram_size")
 
 
 class Sample(NamedTuple):
@@ -59,9 +64,23 @@ class TeacherForced(NamedTuple):
     target: Tensor  # [B k, T], padding where nothing was chosen
 
 
-def leave_one_out(rewards: Floats) -> Floats:
-    """[B, k] rewards -> for each sample the mean of the other k - 1."""
-    return (rewards.sum(axis=1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
+class Samples(NamedTuple):
+    """The sampled outputs of B rows."""
+
+    outputs: list[list[Sample]]  # [B][k]
+    real: NDArray[np.bool_]  # [B, k]; False: a copy that fills up a row of which fewer were found
+    space: AnswerSpace | None  # what they were chosen from
+
+
+def leave_one_out(rewards: Floats, real: NDArray[np.bool_] | None = None) -> Floats:
+    """[B, k] rewards -> for each sample the mean of the row's others (its own reward where there are none).
+
+    Only samples that are `real` [B, k] count.
+    """
+    real = np.ones_like(rewards, dtype=bool) if real is None else real
+    others = real.sum(axis=1, keepdims=True) - 1
+    total = (rewards * real).sum(axis=1, keepdims=True)
+    return np.where(others > 0, (total - rewards) / np.maximum(others, 1), rewards)
 
 
 def teacher_forced(
@@ -130,27 +149,43 @@ class ScstRewardCriterion(FairseqCriterion):
     How outputs are sampled is in `--scst-args`, as for fairseq-generate: `beam` is the number of samples k.
 
     Raises:
-        ValueError: without `--scst`, for one sample without another to compare it with, or an unknown reward.
+        ValueError: without `--scst`, for one sample without another to compare it with, an unknown reward or one that
+            can't be given for the task, or a constraint range that is not the task's.
     """
 
     def __init__(self, cfg: ScstRewardConfig, task: Any) -> None:
         super().__init__(task)
         if not getattr(task.cfg, "scst", False):
             raise ValueError("scst_reward_criterion needs the task's --scst (and --scst-args)")
-        self.num_samples = int(task.scst_options().get("beam", 5))
+        options = task.scst_options()
+        self.num_samples = options.get("beam", 5)
+        if not isinstance(self.num_samples, int) or self.num_samples < 1:
+            raise ValueError(f'--scst-args with "beam": {self.num_samples!r}: expected the number of samples')
         self.baseline = str(cfg.scst_baseline)
         if self.baseline == "others" and self.num_samples < 2:
             raise ValueError(
                 f'--scst-args with "beam": {self.num_samples}: the mean of the other samples needs two or more'
                 " (or --scst-baseline greedy)"
             )
+        self.greedy_options = {name: options[name] for name in GREEDY_OPTIONS if name in options} | {
+            "beam": 1
+        }
+        if cfg.constraint_range != task.cfg.constraint_range:
+            raise ValueError(
+                f"criterion.constraint_range {cfg.constraint_range} and task.constraint_range"
+                f" {task.cfg.constraint_range}: expected the same"
+            )
+        if cfg.scst_reward == "cider" and task.reference_column() is None:
+            raise ValueError(
+                "--scst-reward cider, the default, compares texts, which this task's references are not:"
+                " give another one, e.g. accuracy, vqa or box_iou"
+            )
         self.ignore_prefix_size = cfg.ignore_prefix_size
         self.sentence_avg = cfg.sentence_avg
-        self.token_range = None
-        if cfg.constraint_range is not None:
-            self.token_range = TokenRange.parse(cfg.constraint_range, len(task.target_dictionary))
         self.reward: Reward = reward(cfg.scst_reward, cfg.scst_cider_cached_tokens, task.training_references)
-        self.collapses = 0  # batches in a row that taught nothing
+        self.rank = task.root.distributed_training.distributed_rank if task.root is not None else 0
+        self.collapses = 0  # updates in a row that taught nothing
+        self.latest_update = (0, False)  # its number, and whether it has taught something
 
     def forward(
         self, model: Any, sample: Mapping[str, Any], update_num: int = 0, reduce: bool = True
@@ -162,69 +197,86 @@ class ScstRewardCriterion(FairseqCriterion):
         chosen, or samples with `--sentence-avg`.
         """
         sample = encoded(model, sample)
-        samples, space = self.sample_outputs(model, sample, self.num_samples)
-        rewards = self.rewards(samples, sample["references"])
-        baselines = self.baselines(rewards, model, sample)
+        samples = self.sample(model, sample, self.task.scst_options() | {"beam": self.num_samples})
+        references = sample["references"]
+        learnt = samples.real & np.array([bool(texts) for texts in references])[:, None]
+        rewards = self.rewards(samples.outputs, references)
+        if self.baseline == "greedy":
+            greedy = self.sample(model, sample, self.greedy_options)
+            learnt &= greedy.real
+            baselines = np.broadcast_to(self.rewards(greedy.outputs, references), rewards.shape)
+        else:
+            baselines = leave_one_out(rewards, learnt)
         advantages = rewards - baselines
+        advantages[np.abs(advantages) < SMALLEST_ADVANTAGE] = 0.0
 
         rows = teacher_forced(
-            samples, sample.get("prefix_tokens"), self.task.target_dictionary.bos(), self.padding_idx
+            samples.outputs,
+            sample.get("prefix_tokens"),
+            self.task.target_dictionary.bos(),
+            self.padding_idx,
         )
-        has_reference = torch.tensor([bool(r) for r in sample["references"]], device=rows.target.device)
-        target = rows.target.masked_fill(
-            ~has_reference.repeat_interleave(rewards.shape[1])[:, None], self.padding_idx
-        )
+        device = rows.target.device
+        not_learnt = torch.from_numpy(~learnt.ravel()).to(device)
+        target = rows.target.masked_fill(not_learnt[:, None], self.padding_idx)
         supervised = supervised_positions(target, self.padding_idx, self.ignore_prefix_size)
         logits = model(**{**sample["net_input"], "prev_output_tokens": rows.prev_output})[0]
         weighted = {
             "target": target,
-            "answer_space": space,
-            "conf": torch.from_numpy(advantages).flatten().to(logits.device),
+            "answer_space": samples.space,
+            "conf": torch.from_numpy(advantages.ravel()).to(device),
         }
-        tokens = supervised_tokens(logits, weighted, supervised, self.padding_idx, self.token_range)
+        tokens = supervised_tokens(logits, weighted, supervised, self.padding_idx)
         losses = token_losses(tokens.logits, tokens.target, allowed=tokens.allowed, weight=tokens.weight).loss
 
-        learnt = has_reference.cpu().numpy()
-        num_samples = int(learnt.sum()) * rewards.shape[1]
+        num_samples = int(learnt.sum())
         sample_size = num_samples if self.sentence_avg else len(losses)
+        lengths = np.array([[len(s.tokens) - 1 for s in of_row] for of_row in samples.outputs])
+        collapsed = ~((advantages != 0) & learnt).any(axis=1, keepdims=True)
+        spread = np.nanstd(np.where(learnt, rewards, np.nan), axis=1, keepdims=True, where=learnt)
         logging_output = {
             "loss": losses.detach().sum(),
             "ntokens": len(losses),
             "nsentences": num_samples,
             "sample_size": sample_size,
-            "reward": rewards[learnt].sum(),
-            "baseline": baselines[learnt].sum(),
-            "reward_spread": rewards[learnt].std(axis=1).sum() * rewards.shape[1],
-            "sample_length": sum(
-                len(s.tokens) - 1 for row, of_row in zip(learnt, samples) if row for s in of_row
-            ),
+            "reward": float(rewards[learnt].sum()),
+            "baseline": float(baselines[learnt].sum()),
+            "reward_spread": float(np.broadcast_to(spread, learnt.shape)[learnt].sum()),
+            "sample_length": int(lengths[learnt].sum()),
             "entropy": entropy(tokens.logits.detach()),
-            "collapsed": float((advantages[learnt] == 0).all(axis=1).sum()) * rewards.shape[1],
+            "collapsed": int((collapsed & learnt).sum()),
         }
         if model.training and num_samples:
-            self.tell_collapse(bool((advantages[learnt] == 0).all()), float(rewards[learnt].mean()))
+            self.watch(update_num, bool((~collapsed).any()), float(rewards[learnt].mean()))
         return losses.sum() if reduce else losses, sample_size, logging_output
 
-    def sample_outputs(
-        self, model: Any, sample: Mapping[str, Any], num_samples: int, **changes: Any
-    ) -> tuple[list[list[Sample]], AnswerSpace | None]:
-        """Outputs of each row, equally many, best first, and among what they were chosen.
-
-        `changes` are to the options of `--scst-args`.
-        """
-        generator = self.task.sampler(model, **changes)
+    def sample(self, model: Any, sample: Mapping[str, Any], options: Mapping[str, Any]) -> Samples:
+        """Outputs of each row, best first, `options["beam"]` of each or less if no row has more."""
+        generator = self.task.sampler(model, options)
+        prompts = sample.get("prefix_tokens")
+        # fairseq seeds all processes alike: this has each draw other samples.
+        torch.rand(self.rank, device=sample["net_input"]["src_tokens"].device)
         with evaluating(model.decoder):
             found = self.task.inference_step(generator, [model], sample)
-        prompts = sample.get("prefix_tokens")
-        samples = []
-        for row, hypotheses in enumerate(found):
-            prompt_length = 0 if prompts is None else int(prompts[row].ne(self.padding_idx).sum())
-            longest = generator.model.max_len + 1 - prompt_length
-            outputs = [Sample(h["tokens"], len(h["tokens"]) < longest) for h in hypotheses[:num_samples]]
-            samples.append(outputs)
-        # A search over fewer answers than beams finds fewer outputs: the last ones are taken again.
-        most = max(map(len, samples))
-        return [row + row[-1:] * (most - len(row)) for row in samples], generator.model.answer_space
+        # Where autocast is on, older PyTorch would use the decoder's cast weights, made without gradients, again.
+        torch.clear_autocast_cache()
+
+        space, limit = generator.model.answer_space, generator.model.max_len
+        prompt_lengths = [0] * len(found)
+        if prompts is not None:
+            prompt_lengths = prompts.ne(self.padding_idx).sum(dim=1).tolist()
+        outputs = [
+            [
+                Sample(h["tokens"], len(h["tokens"]) + length < limit + 1)
+                for h in hypotheses[: options["beam"]]
+            ]
+            for hypotheses, length in zip(found, prompt_lengths)
+        ]
+        most = max(1, *map(len, outputs))
+        real = np.arange(most) < np.array([[len(row)] for row in outputs])
+        end = sample["net_input"]["src_tokens"].new_tensor([self.task.target_dictionary.eos()])
+        filled = [row + (row[-1:] or [Sample(end, False)]) * (most - len(row)) for row in outputs]
+        return Samples(filled, real, space)
 
     def rewards(self, samples: Sequence[Sequence[Sample]], references: Sequence[Sequence[str]]) -> Floats:
         """[B, k]; 0 for rows without references."""
@@ -240,19 +292,17 @@ class ScstRewardCriterion(FairseqCriterion):
             scores[rows] = self.reward(outputs, repeated).reshape(len(rows), -1)
         return scores
 
-    def baselines(self, rewards: Floats, model: Any, sample: Mapping[str, Any]) -> Floats:
-        """What each sample's reward [B, k] is compared with, [B, k]."""
-        if self.baseline == "others":
-            return leave_one_out(rewards) if rewards.shape[1] > 1 else rewards
-        greedy, _ = self.sample_outputs(model, sample, 1, beam=1, sampling=False, diverse_beam_groups=-1)
-        return np.broadcast_to(self.rewards(greedy, sample["references"]), rewards.shape)
-
-    def tell_collapse(self, collapsed: bool, mean_reward: float) -> None:
-        """Say so in the log when batches teach nothing."""
-        self.collapses = self.collapses + 1 if collapsed else 0
+    def watch(self, update_num: int, teaches: bool, mean_reward: float) -> None:
+        """Say so in the log when many updates in a row teach nothing."""
+        number, taught = self.latest_update
+        if update_num == number:  # another part of the same update
+            self.latest_update = number, taught or teaches
+            return
+        self.collapses = 0 if taught else self.collapses + 1
+        self.latest_update = update_num, teaches
         if self.collapses in COLLAPSES_TOLD:
             logger.warning(
-                "SCST learns nothing: in %d batches in a row no output was better or worse than its baseline"
+                "SCST learns nothing: in %d updates in a row no output was better or worse than its baseline"
                 " (mean reward %.4g). If outputs are all alike, sample them or more of them (--scst-args); if the"
                 " reward is 0, train with cross entropy first, and look at outputs and references.",
                 self.collapses,

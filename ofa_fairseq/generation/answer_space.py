@@ -105,6 +105,7 @@ class AnswerTrie:
             raise ValueError("an answer set needs at least one answer")
         self.vocabulary_size = vocabulary_size
         self.num_answers = len({tuple(answer) for answer in answers})
+        self.longest = max(map(len, answers))  # without its end
         children: list[dict[int, int]] = [{}, {eos: ENDED}]
         for i, answer in enumerate(answers):
             if not answer:

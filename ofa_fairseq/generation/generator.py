@@ -222,6 +222,16 @@ class OFASequenceGenerator(SequenceGenerator):
                 f" {max_len}, which count it: raise --max-len-b (in --eval-args max_len_b)"
                 " or --max-target-positions"
             )
+        if isinstance(self.search, search.Sampling) and isinstance(self.model.answer_space, AnswerTrie):
+            longest = self.model.answer_space.longest
+            longest += 0 if prompt_lengths is None else int(prompt_lengths.max())
+            if (
+                longest > max_len
+            ):  # the only token allowed at the limit is the end, which a longer answer forbids
+                raise ValueError(
+                    f"answers can't be drawn: the longest, with its prompt, has {longest} tokens, and outputs have at"
+                    f" most {max_len} (--max-len-b, in --scst-args max_len_b)"
+                )
         self.model.begin(prompt_lengths, max_len)
         # A set of fewer answers than beams leaves beams that can never end: stock asserts that there are none.
         self.search.stop_on_max_len = True

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .cider import CiderD, DocumentFrequencies, Floats
 from .row_metrics import row_metric
+from .vqa_accuracy import CONFIDENCE_SEPARATOR
 
 END = "<eos>"
 
@@ -41,7 +42,17 @@ def reward(
     if frequencies is not None:
         raise ValueError(f"--scst-cider-cached-tokens is for the reward cider, not {name}")
     metric = row_metric(name)
-    return lambda outputs, references: metric([text for text, _ in outputs], references)
+    # Confidences, as answers may have them, mean something to the metric vqa and perhaps to a user's own.
+    weighs = name == "vqa" or ":" in name
+
+    def score(outputs: Sequence[tuple[str, bool]], references: Sequence[Sequence[str]]) -> Floats:
+        if not weighs:
+            references = [
+                [text.rpartition(CONFIDENCE_SEPARATOR)[2] for text in texts] for texts in references
+            ]
+        return metric([text for text, _ in outputs], references)
+
+    return score
 
 
 class CiderReward:

@@ -103,4 +103,7 @@ def _own_scores(
             f"metric {name!r}: expected one score for each of {len(outputs)} outputs,"
             f" got an array of shape {scores.shape}"
         )
+    if not np.isfinite(scores).all():
+        worst = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise ValueError(f"metric {name!r}: the score of {outputs[worst]!r} is {scores[worst]}, not a number")
     return scores

@@ -86,7 +86,7 @@ class CaptionTask(OFATask):
         if self.cfg.eval_cider_cached_tokens:
             frequencies = DocumentFrequencies.load(self.cfg.eval_cider_cached_tokens)
         else:
-            frequencies = DocumentFrequencies.from_references(list(self.references(rows)))
+            frequencies = DocumentFrequencies.from_references([texts for _, texts in self.references(rows)])
         self._cider = CiderD(frequencies).score
 
     def reference_column(self) -> str:

@@ -112,9 +112,9 @@ class GeneratingTask(FairseqTask):
             model.train(training)  # stock's constructor leaves it in evaluation mode
         return self._generators[key]
 
-    def sampler(self, model: nn.Module, **changes: Any) -> OFASequenceGenerator:
-        """The generator of `--scst-args` with these changes; a search also where answers are a closed set."""
-        return self.search(model, self.scst_options() | changes, OFASequenceGenerator)
+    def sampler(self, model: nn.Module, options: Mapping[str, Any]) -> OFASequenceGenerator:
+        """The generator for these options: a search, also where answers are a closed set."""
+        return self.search(model, options, OFASequenceGenerator)
 
     def _eval_options(self) -> dict[str, Any]:
         return generation_options("--eval-args", self.cfg.eval_args)

@@ -193,7 +193,7 @@ class InstructTask(AnswerTask):
     def prepare_split(self, split: str, rows: TsvFile) -> None:
         """For CIDEr-D, count the references' n-grams."""
         if self.cfg.metric == "cider" and split != "train" and self.answer_slot:
-            references = list(self.references(rows))
+            references = [texts for _, texts in self.references(rows)]
             self._validation_metric = CiderD(DocumentFrequencies.from_references(references)).score
 
     def reference_column(self) -> str | None:

@@ -68,6 +68,11 @@ class OFATask(GeneratingTask):
         # A mistake in them should not wait for the first validation.
         self._eval_options()
         self.scst_options()
+        criterion = str(getattr(self.root.criterion, "_name", "")) if self.root is not None else ""
+        if cfg.scst and ("cross_entropy" in criterion or "label_smoothed" in criterion):
+            raise ValueError(
+                "--scst is for --criterion scst_reward_criterion: others would learn all references as one text"
+            )
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> "OFATask":
@@ -120,9 +125,10 @@ class OFATask(GeneratingTask):
         """One reference of that column as it is scored."""
         return self.clean_output(text)
 
-    def references(self, rows: TsvFile) -> Iterator[list[str]]:
-        """Of each row, for metrics that count over all of them. Rows that can't be read are left out; the dataset lists
-        them.
+    def references(self, rows: TsvFile) -> Iterator[tuple[str, list[str]]]:
+        """Id and references of each row, for metrics that count over all of them.
+
+        Rows that can't be read are left out; the dataset lists them.
 
         Raises:
             ValueError: for a task that has no `reference_column`.
@@ -132,15 +138,19 @@ class OFATask(GeneratingTask):
             raise ValueError(
                 f"the references of the task {self.cfg._name} are no text in a column to count words in"
             )
-        column = self.columns.index(name)
+        column, name_column = self.columns.index(name), self.columns.index("id")
         for i in range(len(rows)):
             with suppress(RowError):
-                yield [self.clean_reference(text) for text in split_references(rows[i][column])]
+                row = rows[i]
+                yield row[name_column], [self.clean_reference(text) for text in split_references(row[column])]
 
-    def training_references(self) -> Iterator[list[str]]:
-        """Of each row of all training files; see `references`."""
+    def training_references(self) -> list[list[str]]:
+        """Of each id (in captioning a picture's) in all training files; see `references`."""
+        found: dict[str, list[str]] = {}
         for path in dict.fromkeys(self._files("train")):
-            yield from self.references(self._open(path))
+            for row_id, texts in self.references(self._open(path)):
+                found.setdefault(row_id, []).extend(filter(None, texts))
+        return [texts for texts in found.values() if texts]
 
     def validation_metric(self) -> RowMetric | None:
         """Scores outputs against `Example.references` in validation (None: nothing is generated there)."""

@@ -12,7 +12,7 @@ import torch
 from task_builders import Run, batch_of, picture, rows_run
 
 from ofa_fairseq.criterions.label_smoothed import supervised_positions, supervised_tokens, token_losses
-from ofa_fairseq.criterions.scst import Sample, ScstRewardCriterion, leave_one_out, teacher_forced
+from ofa_fairseq.criterions.scst import Sample, Samples, ScstRewardCriterion, leave_one_out, teacher_forced
 from ofa_fairseq.metrics.cider import CiderD
 from ofa_fairseq.metrics.rewards import CiderReward, frequencies_with_ends, with_end
 
@@ -172,14 +172,15 @@ def gradient_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> torch.Tensor:
     """The criterion's gradient when these are the samples; a search for a baseline is left as it is."""
-    search = criterion.sample_outputs
+    search = criterion.sample
 
-    def given(model: Any, sample: Any, num_samples: int, **changes: Any) -> Any:
-        found, space = search(model, sample, num_samples, **changes)
-        return (found if changes else [samples]), space
+    def given(model: Any, sample: Any, options: Any) -> Samples:
+        found = search(model, sample, options)
+        greedy = "sampling" not in options
+        return found if greedy else Samples([samples], np.ones((1, len(samples)), bool), found.space)
 
     with monkeypatch.context() as patch:
-        patch.setattr(criterion, "sample_outputs", given)
+        patch.setattr(criterion, "sample", given)
         criterion(model, batch)[0].backward()
     return flat_gradient(model)
 
