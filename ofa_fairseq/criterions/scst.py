@@ -83,6 +83,13 @@ def leave_one_out(rewards: Floats, real: NDArray[np.bool_] | None = None) -> Flo
     return np.where(others > 0, (total - rewards) / np.maximum(others, 1), rewards)
 
 
+def spread(rewards: Floats, real: NDArray[np.bool_]) -> Floats:
+    """Standard deviation of each row's real rewards, [B, 1]."""
+    count = np.maximum(real.sum(axis=1, keepdims=True), 1)
+    mean = (rewards * real).sum(axis=1, keepdims=True) / count
+    return np.sqrt(((rewards - mean) ** 2 * real).sum(axis=1, keepdims=True) / count)
+
+
 def teacher_forced(
     samples: Sequence[Sequence[Sample]], prompts: Tensor | None, bos: int, pad: int
 ) -> TeacherForced:
@@ -233,7 +240,6 @@ class ScstRewardCriterion(FairseqCriterion):
         sample_size = num_samples if self.sentence_avg else len(losses)
         lengths = np.array([[len(s.tokens) - 1 for s in of_row] for of_row in samples.outputs])
         collapsed = ~((advantages != 0) & learnt).any(axis=1, keepdims=True)
-        spread = np.nanstd(np.where(learnt, rewards, np.nan), axis=1, keepdims=True, where=learnt)
         logging_output = {
             "loss": losses.detach().sum(),
             "ntokens": len(losses),
@@ -241,7 +247,7 @@ class ScstRewardCriterion(FairseqCriterion):
             "sample_size": sample_size,
             "reward": float(rewards[learnt].sum()),
             "baseline": float(baselines[learnt].sum()),
-            "reward_spread": float(np.broadcast_to(spread, learnt.shape)[learnt].sum()),
+            "reward_spread": float((spread(rewards, learnt) * learnt).sum()),
             "sample_length": int(lengths[learnt].sum()),
             "entropy": entropy(tokens.logits.detach()),
             "collapsed": int((collapsed & learnt).sum()),
