@@ -186,7 +186,8 @@ def main() -> None:
     )
     report("cross entropy", seconds["cross entropy"], seconds["cross entropy"])
     for name in scst:
-        details = f"   rewards {100 * statistics.median(shares[name]):4.1f} %   {statistics.mean(lengths[name]):.1f} tokens"
+        share, length = 100 * statistics.median(shares[name]), statistics.mean(lengths[name])
+        details = f"   rewards {share:4.1f} %   {length:.1f} tokens a sample"
         report(f"SCST, {name}", seconds[name], seconds["cross entropy"], details)
 
 
