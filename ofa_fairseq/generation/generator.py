@@ -219,7 +219,7 @@ class OFASequenceGenerator(SequenceGenerator):
             name = f"row {sample['id'][row]}: " if "id" in sample else ""
             raise ValueError(
                 f"{name}a forced prompt of {int(prompt_lengths.max())} tokens leaves no room in outputs of at most"
-                f" {max_len}, which count it: raise --max-len-b (in --eval-args max_len_b)"
+                f" {max_len}, which count it: raise --max-len-b (in --eval-args or --scst-args max_len_b)"
                 " or --max-target-positions"
             )
         if isinstance(self.search, search.Sampling) and isinstance(self.model.answer_space, AnswerTrie):

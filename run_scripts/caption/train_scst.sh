@@ -32,7 +32,7 @@ EMBEDDED_START=caption
 # Samples are drawn: beam search finds five captions that hardly differ. Digit captions are longer than people's.
 EMBEDDED_FLAGS=(
     --max-tgt-length 40 --lr 2e-4 --log-interval 20 --eval-args '{"beam":1,"max_len_b":50}'
-    --scst-args '{"beam":5,"sampling":true,"max_len_b":50}' --max-update 400
+    --scst-args '{"beam":5,"sampling":true,"max_len_b":30}' --max-update 200
 )
 EMBEDDED_BATCH=64 EMBEDDED_EPOCHS=0 # no limit but that of updates
 
