@@ -13,6 +13,7 @@ import re
 import statistics
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
@@ -57,7 +58,6 @@ ARMS = {
 }
 COLOURS = {"cross entropy": (200, 90, 30), "SCST": (40, 90, 200)}
 VALIDATED = re.compile(r"valid on 'valid' subset.* cider ([0-9.]+).* num_updates ([0-9]+)")
-WALL = re.compile(r"num_updates=([0-9]+),.* wall=([0-9]+)")
 Curve = list[tuple[float, float]]
 
 
@@ -89,15 +89,19 @@ def train(arm: str, seed: int, args: argparse.Namespace, folder: Path) -> str:
 
 
 def curve(log: str) -> Curve:
-    """Minutes and validation CIDEr-D; the time is that of the last logged update before."""
+    """Minutes since training began, by the log's clock, and validation CIDEr-D."""
     points: Curve = []
-    minutes = 0.0
+    begin = None
     for line in log.splitlines():
-        if wall := WALL.search(line):
-            minutes = int(wall[2]) / 60
-        if found := VALIDATED.search(line):
-            points.append((minutes, float(found[1])))
+        if "begin training epoch 1" in line:
+            begin = _time(line)
+        if begin is not None and (found := VALIDATED.search(line)):
+            points.append(((_time(line) - begin).total_seconds() / 60, float(found[1])))
     return points
+
+
+def _time(line: str) -> datetime:
+    return datetime.fromisoformat(line[:19])
 
 
 def test_score(checkpoint: Path, args: argparse.Namespace) -> float:
@@ -140,6 +144,8 @@ def draw(curves: dict[str, list[Curve]], path: Path) -> None:
     for place, (arm, of_arm) in enumerate(curves.items()):
         pen.text((margin + 240 + 110 * place, 10), arm, fill=COLOURS[arm])
         for one in of_arm:
+            for x, y in (at(*point) for point in one):
+                pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=COLOURS[arm])
             if len(one) > 1:
                 pen.line([at(x, y) for x, y in one], fill=COLOURS[arm], width=2)
     image.save(path)
