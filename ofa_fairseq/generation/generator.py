@@ -225,9 +225,8 @@ class OFASequenceGenerator(SequenceGenerator):
         if isinstance(self.search, search.Sampling) and isinstance(self.model.answer_space, AnswerTrie):
             longest = self.model.answer_space.longest
             longest += 0 if prompt_lengths is None else int(prompt_lengths.max())
-            if (
-                longest > max_len
-            ):  # the only token allowed at the limit is the end, which a longer answer forbids
+            # The only token allowed at the limit is the end, which a longer answer forbids.
+            if longest > max_len:
                 raise ValueError(
                     f"answers can't be drawn: the longest, with its prompt, has {longest} tokens, and outputs have at"
                     f" most {max_len} (--max-len-b, in --scst-args max_len_b)"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..data.text_normalize import split_references, strip_punctuation
 from ..data.tsv import RowError, TsvFile, parse_columns
 from ..metrics.cider import DocumentFrequencies
-from ..metrics.rewards import with_end
+from ..metrics.rewards import frequencies_with_ends
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,11 @@ def run(args: argparse.Namespace) -> None:
                 text if args.keep_punctuation else strip_punctuation(text) for text in split_references(texts)
             ]
             captions.setdefault(image_id, []).extend(text.strip() for text in cleaned if text.strip())
-    documents = [
-        texts if args.no_ends else list(map(with_end, texts)) for texts in captions.values() if texts
-    ]
+    documents = [texts for texts in captions.values() if texts]
     if not documents:
         raise ValueError(f"{', '.join(map(str, args.data))}: no captions in column {columns[1]}")
-    frequencies = DocumentFrequencies.from_references(documents)
+    count = DocumentFrequencies.from_references if args.no_ends else frequencies_with_ends
+    frequencies = count(documents)
     frequencies.save(args.out)
     logger.info(
         "%s: %d n-grams of %d pictures (%d rows left out)",

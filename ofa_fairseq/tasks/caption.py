@@ -84,10 +84,9 @@ class CaptionTask(OFATask):
         if not self.cfg.eval_cider or split == "train":
             return
         if self.cfg.eval_cider_cached_tokens:
-            frequencies = DocumentFrequencies.load(self.cfg.eval_cider_cached_tokens)
+            self._cider = CiderD(DocumentFrequencies.load(self.cfg.eval_cider_cached_tokens)).score
         else:
-            frequencies = DocumentFrequencies.from_references([texts for _, texts in self.references(rows)])
-        self._cider = CiderD(frequencies).score
+            self._cider = self.cider(rows)
 
     def reference_column(self) -> str:
         """See `OFATask.reference_column`."""

@@ -13,7 +13,6 @@ from ..data.text_normalize import pre_caption, strip_punctuation
 from ..data.tsv import TsvFile
 from ..generation.answer_space import AnswerSpace, TokenRange
 from ..instruction import TEXT_TYPES, Instruction, Slot, parse
-from ..metrics.cider import CiderD, DocumentFrequencies
 from ..metrics.row_metrics import RowMetric, row_metric
 from ..metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
 from .answer_task import AnswerTask, AnswerTaskConfig
@@ -193,8 +192,7 @@ class InstructTask(AnswerTask):
     def prepare_split(self, split: str, rows: TsvFile) -> None:
         """For CIDEr-D, count the references' n-grams."""
         if self.cfg.metric == "cider" and split != "train" and self.answer_slot:
-            references = [texts for _, texts in self.references(rows)]
-            self._validation_metric = CiderD(DocumentFrequencies.from_references(references)).score
+            self._validation_metric = self.cider(rows)
 
     def reference_column(self) -> str | None:
         """The answer's, where that is the whole target."""

@@ -29,6 +29,7 @@ from ..data.text_normalize import REFERENCE_SEPARATOR, split_references
 from ..data.tsv import RowError, TsvFile, parse_columns
 from ..generation.answer_space import AnswerSpace, TokenRange
 from ..instruction import RELEASED, Instruction, Value, parse
+from ..metrics.cider import CiderD, DocumentFrequencies
 from ..metrics.row_metrics import RowMetric
 from ..models.checkpoint import prepare_for_averaging
 from ..optim import training_length
@@ -143,6 +144,11 @@ class OFATask(GeneratingTask):
             with suppress(RowError):
                 row = rows[i]
                 yield row[name_column], [self.clean_reference(text) for text in split_references(row[column])]
+
+    def cider(self, rows: TsvFile) -> RowMetric:
+        """CIDEr-D with document frequencies of all references in these rows."""
+        references = [texts for _, texts in self.references(rows)]
+        return CiderD(DocumentFrequencies.from_references(references)).score
 
     def training_references(self) -> list[list[str]]:
         """Of each id (in captioning a picture's) in all training files; see `references`."""
