@@ -31,6 +31,9 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
+        # Ranking and measuring drawn pictures; each needs weights that are given as a file.
+        "clip": ["open_clip_torch>=3.0"],
+        "metrics": ["torchmetrics>=1.4", "torch-fidelity>=0.3"],
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",

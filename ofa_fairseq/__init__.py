@@ -17,7 +17,7 @@ from .metrics import caption_scorers, row_scorers
 from .models import ofa
 from .models.checkpoint import allow_plain_classes
 from .optim import polynomial_decay
-from .tasks import caption, instruct, refcoco, snli_ve, vqa
+from .tasks import caption, image_gen, instruct, refcoco, snli_ve, vqa
 
 # fairseq's checkpoints hold a few plain classes beside tensors; `torch.load` stays in its safe mode.
 allow_plain_classes()
@@ -25,6 +25,7 @@ allow_plain_classes()
 __all__ = [
     "caption",
     "caption_scorers",
+    "image_gen",
     "instruct",
     "label_smoothed",
     "ofa",

@@ -169,7 +169,7 @@ def each_reference_row(task: str) -> Any:
 
 def _name_of(case: dict[str, Any]) -> str:
     options = case["options"]
-    named = [case["split"], case["id"], options.get("prompt_type"), options["patch_image_size"]]
+    named = [case["split"], case["id"], options.get("prompt_type"), options.get("patch_image_size")]
     return "-".join(str(part) for part in named if part is not None)
 
 

@@ -120,21 +120,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @dataclass
-class ScstRewardConfig(FairseqDataclass):
-    scst_cider_cached_tokens: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "document frequencies for the CIDEr-D reward, from `prepare document_frequencies` or released"
-            " (default: counted over the training file, which takes a while for a large one)"
-        },
-    )
-    scst_reward: str = field(
-        default="cider",
-        metadata={
-            "help": "cider, rouge_l, accuracy, vqa, box_accuracy, box_iou, or a function of your own"
-            " as package.module:function"
-        },
-    )
+class SelfCriticalConfig(FairseqDataclass):
+    """Options of self-critical training for whatever reward."""
+
     scst_baseline: Baseline = field(
         default="others",
         metadata={
@@ -149,21 +137,20 @@ class ScstRewardConfig(FairseqDataclass):
     )
 
 
-@register_criterion("scst_reward_criterion", dataclass=ScstRewardConfig)
-class ScstRewardCriterion(FairseqCriterion):
-    """Trains a task that samples (`--scst`) for a reward of its outputs.
+class SelfCriticalCriterion(FairseqCriterion):
+    """Trains a task that samples (`--scst`) for a reward of its outputs, which a criterion derived from this names.
 
     How outputs are sampled is in `--scst-args`, as for fairseq-generate: `beam` is the number of samples k.
 
     Raises:
-        ValueError: without `--scst`, for one sample without another to compare it with, an unknown reward or one that
-            can't be given for the task, or a constraint range that is not the task's.
+        ValueError: without `--scst`, for one sample without another to compare it with, or a constraint range that is
+            not the task's.
     """
 
-    def __init__(self, cfg: ScstRewardConfig, task: Any) -> None:
+    def __init__(self, cfg: SelfCriticalConfig, task: Any) -> None:
         super().__init__(task)
         if not getattr(task.cfg, "scst", False):
-            raise ValueError("scst_reward_criterion needs the task's --scst (and --scst-args)")
+            raise ValueError("self-critical training needs the task's --scst (and --scst-args)")
         options = task.scst_options()
         self.num_samples = options.get("beam", 5)
         if not isinstance(self.num_samples, int) or self.num_samples < 1:
@@ -182,17 +169,15 @@ class ScstRewardCriterion(FairseqCriterion):
                 f"criterion.constraint_range {cfg.constraint_range} and task.constraint_range"
                 f" {task.cfg.constraint_range}: expected the same"
             )
-        if cfg.scst_reward == "cider" and task.reference_column() is None:
-            raise ValueError(
-                "--scst-reward cider, the default, compares texts, which this task's references are not:"
-                " give another one, e.g. accuracy, vqa or box_iou"
-            )
         self.ignore_prefix_size = cfg.ignore_prefix_size
         self.sentence_avg = cfg.sentence_avg
-        self.reward: Reward = reward(cfg.scst_reward, cfg.scst_cider_cached_tokens, task.training_references)
         self.rank = task.root.distributed_training.distributed_rank if task.root is not None else 0
         self.collapses = 0  # updates in a row that taught nothing
         self.latest_update = (0, False)  # its number, and whether it has taught something
+
+    def reward(self, outputs: Sequence[tuple[Any, bool]], references: Sequence[Sequence[str]]) -> Floats:
+        """The reward [H] of each output, given with whether the model ended it, against its references."""
+        raise NotImplementedError
 
     def forward(
         self, model: Any, sample: Mapping[str, Any], update_num: int = 0, reduce: bool = True
@@ -289,13 +274,11 @@ class ScstRewardCriterion(FairseqCriterion):
         scores = np.zeros((len(samples), len(samples[0])))
         rows = [row for row, texts in enumerate(references) if texts]
         if rows:
-            outputs = [
-                (self.task.clean_output(self.task.decode(s.tokens)), s.ended)
-                for row in rows
-                for s in samples[row]
-            ]
+            scored = [s for row in rows for s in samples[row]]
+            outputs = self.task.outputs([s.tokens for s in scored])
             repeated = [references[row] for row in rows for _ in samples[row]]
-            scores[rows] = self.reward(outputs, repeated).reshape(len(rows), -1)
+            rewards = self.reward(list(zip(outputs, (s.ended for s in scored))), repeated)
+            scores[rows] = rewards.reshape(len(rows), -1)
         return scores
 
     def watch(self, update_num: int, teaches: bool, mean_reward: float) -> None:
@@ -334,6 +317,71 @@ class ScstRewardCriterion(FairseqCriterion):
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         return True
+
+
+@dataclass
+class ScstRewardConfig(SelfCriticalConfig):
+    """Options of self-critical training for a metric."""
+
+    scst_cider_cached_tokens: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "document frequencies for the CIDEr-D reward, from `prepare document_frequencies` or released"
+            " (default: counted over the training file, which takes a while for a large one)"
+        },
+    )
+    scst_reward: str = field(
+        default="cider",
+        metadata={
+            "help": "cider, rouge_l, accuracy, vqa, box_accuracy, box_iou, or a function of your own"
+            " as package.module:function"
+        },
+    )
+
+
+@register_criterion("scst_reward_criterion", dataclass=ScstRewardConfig)
+class ScstRewardCriterion(SelfCriticalCriterion):
+    """Trains for a metric of the outputs.
+
+    Raises:
+        ValueError: besides the cases of its base, for an unknown reward or one that can't be given for the task.
+    """
+
+    def __init__(self, cfg: ScstRewardConfig, task: Any) -> None:
+        super().__init__(cfg, task)
+        if cfg.scst_reward == "cider" and task.reference_column() is None:
+            raise ValueError(
+                "--scst-reward cider, the default, compares texts, which this task's references are not:"
+                " give another one, e.g. accuracy, vqa or box_iou"
+            )
+        self._reward: Reward = reward(cfg.scst_reward, cfg.scst_cider_cached_tokens, task.training_references)
+
+    def reward(self, outputs: Sequence[tuple[Any, bool]], references: Sequence[Sequence[str]]) -> Floats:
+        """`--scst-reward`."""
+        return self._reward(outputs, references)
+
+
+@register_criterion("clip_scst_reward_criterion", dataclass=SelfCriticalConfig)
+class ClipScstRewardCriterion(SelfCriticalCriterion):
+    """Trains `image_gen` for what ranks its samples: CLIP's similarity of drawing and caption, as released.
+
+    Raises:
+        ValueError: besides the cases of its base, if the task does not rank.
+    """
+
+    def __init__(self, cfg: SelfCriticalConfig, task: Any) -> None:
+        super().__init__(cfg, task)
+        if not hasattr(task, "drawer"):
+            raise ValueError("clip_scst_reward_criterion is for the task image_gen")
+        self.scorer = task.drawer.scorer
+        if self.scorer is None:
+            raise ValueError(
+                "clip_scst_reward_criterion needs a ranking of drawings: give --clip-model-path, or another --rank-by"
+            )
+
+    def reward(self, outputs: Sequence[tuple[Any, bool]], references: Sequence[Sequence[str]]) -> Floats:
+        """2.5 times the score of each drawing (Hessel et al. 2021, CLIPScore)."""
+        return 2.5 * self.scorer([picture for picture, _ in outputs], [texts[0] for texts in references])
 
 
 def encoded(model: Any, sample: Mapping[str, Any]) -> dict[str, Any]:

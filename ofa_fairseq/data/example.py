@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 from fairseq.data.data_utils import collate_tokens
+from PIL import Image
 from torch import Tensor
 
 from ..generation.answer_space import AnswerSpace
@@ -45,6 +46,7 @@ class Example:
     weight: float = 1.0  # of this row in the loss
     references: Sequence[str] = field(default_factory=tuple)  # texts that an output is scored against
     answers: AnswerSpace | None = None  # what the output may be; one object for all rows of a batch
+    shown: Image.Image | None = None  # the picture that a drawing is compared with
 
 
 Batch = dict[str, Any]
@@ -60,7 +62,7 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
     Returns:
         `id` (numpy array of strings), `nsentences`, `ntokens` (of targets), `net_input` (arguments of the model),
         `target` [B, t], `references` (list of lists), and where a row has them `conf` [B], `prefix_tokens` [B, n],
-        `answer_space`.
+        `answer_space`, `shown` (list).
     """
     source = collate_tokens([e.source for e in examples], pad)
     target = collate_tokens([e.target for e in examples], pad)
@@ -87,6 +89,8 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
         batch["prefix_tokens"] = collate_tokens(
             [nothing if e.prompt is None else e.prompt for e in examples], pad
         )
+    if examples[0].shown is not None:
+        batch["shown"] = [e.shown for e in examples]
     if examples[0].answers is not None:
         batch["answer_space"] = examples[0].answers
     return batch

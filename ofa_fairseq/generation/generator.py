@@ -55,6 +55,9 @@ class OFAEnsemble(EnsembleModel):
         zero_shot: mask the log-probabilities instead of the logits: scores are then not renormalised over what is
             allowed, and a forced prompt counts as part of the answer (the released `--zero-shot`).
         gen_code: every row's target is image codes, and only the last step may be a special token.
+        guidance: classifier-free guidance (Ho & Salimans 2022): away from what follows the source `null_source`,
+            logits are `null + guidance (own - null)`; 1 = none. Each step then runs the decoder twice.
+        null_source: token ids [T] that say nothing, for guidance.
     """
 
     def __init__(
@@ -64,12 +67,17 @@ class OFAEnsemble(EnsembleModel):
         answer_space: AnswerSpace | None = None,
         zero_shot: bool = False,
         gen_code: bool = False,
+        guidance: float = 1.0,
+        null_source: Tensor | None = None,
     ) -> None:
-        super().__init__(models)
+        self.guided = guidance != 1.0
+        # The second half of the models reads the null source.
+        super().__init__([*models, *models] if self.guided else models)
         dictionary: Any = models[0].decoder.dictionary
         self.bos, self.eos = dictionary.bos(), dictionary.eos()
         self.beam_size = beam_size
         self.answer_space, self.zero_shot, self.gen_code = answer_space, zero_shot, gen_code
+        self.guidance, self.null_source = guidance, null_source
         self.max_len = 0
         self.sentences = 0  # that are left in the batch
         self.prompt_lengths: Tensor | None = None  # [B], follows the sentences that are left
@@ -89,7 +97,22 @@ class OFAEnsemble(EnsembleModel):
                 **net_input,
                 "code_masks": torch.ones(len(rows), dtype=torch.bool, device=rows.device),
             }
-        return super().forward_encoder(net_input)
+        if not self.guided:
+            return super().forward_encoder(net_input)
+        half = self.models_size // 2
+        null = self._null_input(net_input)
+        return [m.encoder.forward_torchscript(net_input) for m in self.models[:half]] + [
+            m.encoder.forward_torchscript(null) for m in self.models[half:]
+        ]
+
+    def _null_input(self, net_input: dict[str, Any]) -> dict[str, Any]:
+        """A single row, which the decoder shares among all; it has no picture."""
+        assert self.null_source is not None
+        source = self.null_source.to(net_input["src_tokens"].device)[None]
+        null = {"src_tokens": source, "src_lengths": source.new_tensor([source.size(1)])}
+        if self.gen_code:
+            null["code_masks"] = torch.ones(1, dtype=torch.bool, device=source.device)
+        return null
 
     def forward_decoder(
         self,
@@ -110,9 +133,14 @@ class OFAEnsemble(EnsembleModel):
             if allowed is not None and not self.zero_shot:
                 logits = logits.masked_fill(~allowed, -math.inf)
             log_probs.append(torch.log_softmax(logits.float(), dim=-1))
-        lprobs = log_probs[0]
-        if len(log_probs) > 1:
-            lprobs = torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(len(log_probs))
+        if self.guided:
+            half = len(log_probs) // 2
+            null = _averaged(log_probs[half:])
+            # What is not allowed is -inf in both, whose difference is no number.
+            towards = torch.where(null.isneginf(), 0.0, _averaged(log_probs[:half]) - null)
+            lprobs = torch.log_softmax(null + self.guidance * towards, dim=-1)
+        else:
+            lprobs = _averaged(log_probs)
         if allowed is not None and self.zero_shot:
             lprobs = lprobs.masked_fill(~allowed, -math.inf)
         if self.gen_code and tokens.size(1) <= self.max_len:
@@ -148,14 +176,27 @@ class OFAEnsemble(EnsembleModel):
         order = new_order[:: self.beam_size] // self.beam_size
         if self.prompt_lengths is not None:
             self.prompt_lengths = self.prompt_lengths[order]
-        return [m.encoder.reorder_encoder_out(out, order) for m, out in zip(self.models, encoder_outs)]
+        half = len(encoder_outs) // 2 if self.guided else len(encoder_outs)
+        reordered = [
+            m.encoder.reorder_encoder_out(out, order) for m, out in zip(self.models, encoder_outs[:half])
+        ]
+        return reordered + encoder_outs[half:]
 
     def reorder_incremental_state(self, incremental_states: list[dict[str, Any]], new_order: Tensor) -> None:
-        """Hypotheses follow `new_order`; with one hypothesis per sentence only leaving sentences move rows."""
-        if self.beam_size == 1 and len(new_order) == self.sentences:
-            return
+        """Hypotheses follow `new_order`; drawn ones keep their places until sentences leave."""
+        if len(new_order) == self.sentences * self.beam_size:
+            in_place = torch.arange(len(new_order), device=new_order.device)
+            if self.beam_size == 1 or torch.equal(new_order, in_place):
+                return
         for model, state in zip(self.models, incremental_states):
             model.decoder.reorder_incremental_state_scripting(state, new_order)
+
+
+def _averaged(log_probs: Sequence[Tensor]) -> Tensor:
+    """Of several models' log-probabilities [N, V] those of the mean probability."""
+    if len(log_probs) == 1:
+        return log_probs[0]
+    return torch.logsumexp(torch.stack(list(log_probs)), dim=0) - math.log(len(log_probs))
 
 
 class OFASequenceGenerator(SequenceGenerator):
@@ -164,7 +205,7 @@ class OFASequenceGenerator(SequenceGenerator):
     Args:
         models: one model or an ensemble.
         tgt_dict: the dictionary.
-        answer_space, zero_shot, gen_code: see `OFAEnsemble`.
+        answer_space, zero_shot, gen_code, guidance, null_source: see `OFAEnsemble`.
         no_repeat_ngram_size: ban repeated n-grams of this size (0: none).
         search_strategy: a search of fairseq's (None: beam search).
         kwargs: as of fairseq's SequenceGenerator.
@@ -179,6 +220,8 @@ class OFASequenceGenerator(SequenceGenerator):
         answer_space: AnswerSpace | None = None,
         zero_shot: bool = False,
         gen_code: bool = False,
+        guidance: float = 1.0,
+        null_source: Tensor | None = None,
         no_repeat_ngram_size: int = 0,
         search_strategy: Any = None,
         **kwargs: Any,
@@ -190,7 +233,7 @@ class OFASequenceGenerator(SequenceGenerator):
         if not gen_code:  # the models' own limit is that of a picture's codes
             kwargs.setdefault("max_len", min(m.decoder.max_positions() for m in models))
         super().__init__(
-            OFAEnsemble(models, beam_size, answer_space, zero_shot, gen_code),
+            OFAEnsemble(models, beam_size, answer_space, zero_shot, gen_code, guidance, null_source),
             tgt_dict,
             beam_size=beam_size,
             search_strategy=search_strategy,

@@ -7,8 +7,10 @@ the rows is the corpus score.
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..data.text_normalize import strip_punctuation
 from .box_accuracy import box_accuracy, box_iou
@@ -46,7 +48,7 @@ def row_metric(name: str) -> RowMetric:
     if name in metrics:
         return metrics[name]
     if ":" in name:
-        return partial(_own_scores, _import_function(name), name)
+        return partial(_own_scores, import_function("metric", name), name)
     raise ValueError(f"unknown metric {name!r}: expected {', '.join(metrics)} or package.module:function")
 
 
@@ -78,32 +80,48 @@ def _without_punctuation(
     ]
 
 
-def _import_function(name: str) -> RowMetric:
+def import_function(kind: str, name: str) -> Callable[..., Any]:
+    """A user's own function; `kind` says in errors what it is for.
+
+    Args:
+        name: package.module:function.
+
+    Raises:
+        ValueError: it can't be imported, or is no function.
+    """
     module, _, function = name.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), function]):
-        raise ValueError(f"metric {name!r}: expected package.module:function")
+        raise ValueError(f"{kind} {name!r}: expected package.module:function")
     try:
         found = getattr(import_module(module), function, None)
     except ImportError as error:
         raise ValueError(
-            f"metric {name!r}: {module} can't be imported ({error}); is its folder on PYTHONPATH?"
+            f"{kind} {name!r}: {module} can't be imported ({error}); is its folder on PYTHONPATH?"
         ) from error
     if not callable(found):
-        raise ValueError(f"metric {name!r}: {module} has no function {function}")
+        raise ValueError(f"{kind} {name!r}: {module} has no function {function}")
     return found
 
 
 def _own_scores(
     function: RowMetric, name: str, outputs: Sequence[str], references: Sequence[Sequence[str]]
 ) -> Floats:
-    """Scores of a function that nobody has checked; any sequence of numbers will do."""
-    scores = np.asarray(function(outputs, references), np.float64)
-    if scores.shape != (len(outputs),):
+    return checked_scores("metric", name, function(outputs, references), outputs)
+
+
+def checked_scores(kind: str, name: str, scores: ArrayLike, outputs: Sequence[str]) -> Floats:
+    """What a user's function made of some outputs, as an array; any sequence of numbers will do.
+
+    Raises:
+        ValueError: not one number for each output.
+    """
+    found = np.asarray(scores, np.float64)
+    if found.shape != (len(outputs),):
         raise ValueError(
-            f"metric {name!r}: expected one score for each of {len(outputs)} outputs,"
-            f" got an array of shape {scores.shape}"
+            f"{kind} {name!r}: expected one score for each of {len(outputs)} outputs,"
+            f" got an array of shape {found.shape}"
         )
-    if not np.isfinite(scores).all():
-        worst = int(np.flatnonzero(~np.isfinite(scores))[0])
-        raise ValueError(f"metric {name!r}: the score of {outputs[worst]!r} is {scores[worst]}, not a number")
-    return scores
+    if not np.isfinite(found).all():
+        worst = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise ValueError(f"{kind} {name!r}: the score of {outputs[worst]!r} is {found[worst]}, not a number")
+    return found

@@ -4,6 +4,7 @@ import json
 from argparse import Namespace
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
+from types import NoneType
 from typing import Any
 
 import torch
@@ -128,11 +129,21 @@ class GeneratingTask(FairseqTask):
         return self.vocabulary.decode(tokens.tolist())
 
 
+# fairseq-generate's options and their types, which are classes or typing's Optional[...] and Any.
+OPTION_TYPES = {f.name: f.type for f in fields(GenerationConfig)} | dict.fromkeys(RELEASED_EVAL_OPTIONS, bool)
+# What JSON gives for a type, and how an error calls it.
+JSON_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((float, int), "a number"),
+}
+
+
 def generation_options(flag: str, text: str | None) -> dict[str, Any]:
     """Options of fairseq-generate from a flag's JSON.
 
     Raises:
-        ValueError: not a JSON object of such options.
+        ValueError: not a JSON object of such options, or a value is not of its option's type.
     """
     text = text or "{}"
     try:
@@ -141,9 +152,13 @@ def generation_options(flag: str, text: str | None) -> dict[str, Any]:
         raise ValueError(f"{flag} {text}: not JSON ({error})") from error
     if not isinstance(options, dict):
         raise ValueError(f"{flag} {text}: expected a JSON object of generation options")
-    unknown = options.keys() - {f.name for f in fields(GenerationConfig)} - RELEASED_EVAL_OPTIONS
+    unknown = options.keys() - OPTION_TYPES.keys()
     if unknown:
         raise ValueError(f"{flag} {text}: fairseq-generate has no option {', '.join(sorted(unknown))}")
+    for name, value in options.items():
+        types, expected = JSON_TYPES.get(OPTION_TYPES[name], ((str, NoneType), "a text or null"))
+        if OPTION_TYPES[name] is not Any and type(value) not in types:  # true is no number here
+            raise ValueError(f'{flag} with "{name}": {json.dumps(value)}: expected {expected}')
     return options
 
 

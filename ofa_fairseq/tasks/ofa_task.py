@@ -20,6 +20,7 @@ import torch
 from fairseq import metrics
 from fairseq.data import Dictionary
 from omegaconf import DictConfig, open_dict
+from PIL import Image
 from torch import Tensor, nn
 
 from ..data.bad_rows import BadRows
@@ -42,6 +43,12 @@ from .row_hints import with_hint
 
 logger = logging.getLogger(__name__)
 
+# What the model takes from the task, if it is not told itself.
+OPTIONS_OF_MODEL_TOO = (
+    *("max_source_positions", "max_target_positions", "orig_patch_image_size"),
+    "code_image_size",  # of tasks that have it
+)
+
 
 class OFATask(GeneratingTask):
     """Base of the tasks.
@@ -49,7 +56,7 @@ class OFATask(GeneratingTask):
     Class attributes that a task sets:
         instruction_name: its row in `instruction.RELEASED`.
         columns: what the selected columns hold, in order.
-        optional_columns: so many of the last ones may be missing.
+        optional_columns: so many of the last ones may be missing (see `layouts`).
         score_name: what the validation score is called in logs and for `--best-checkpoint-metric`.
     """
 
@@ -166,6 +173,10 @@ class OFATask(GeneratingTask):
         """An output as it is scored."""
         return text.strip()
 
+    def outputs(self, tokens: Sequence[Tensor]) -> list[Any]:
+        """Outputs as rewards take them."""
+        return [self.clean_output(self.decode(output)) for output in tokens]
+
     # -- vocabulary -----------------------------------------------------------------------------------
 
     @property
@@ -212,8 +223,9 @@ class OFATask(GeneratingTask):
             self.use_options()
         assert len(self.vocabulary) == len(self.dictionary)
         with open_dict(cfg) if isinstance(cfg, DictConfig) else nullcontext():
-            for name in ("max_source_positions", "max_target_positions", "orig_patch_image_size"):
-                if getattr(cfg, name, None) is None:  # YAML with a preset's name has no fields of its own
+            for name in OPTIONS_OF_MODEL_TOO:
+                # YAML with a preset's name has no fields of its own.
+                if getattr(cfg, name, None) is None and hasattr(self.cfg, name):
                     setattr(cfg, name, getattr(self.cfg, name))
         model = super().build_model(cfg, from_checkpoint)
         if self.root is not None and self.root.ema.store_ema:
@@ -252,15 +264,30 @@ class OFATask(GeneratingTask):
     def _open(self, path: str) -> TsvFile:
         selected = parse_columns(self.cfg.selected_cols)
         rows = TsvFile(path, selected)
-        count = rows.num_columns if selected is None else len(selected)
-        most, least = len(self.columns), len(self.columns) - self.optional_columns
-        if not least <= count <= most:
-            wanted = most if least == most else f"{least} to {most}"
+        if self._layout(rows) is None:
+            layouts = self.layouts()
+            counts = sorted(map(len, layouts))
+            wanted = f"{counts[0]} to {counts[-1]}" if counts[1:] else str(counts[0])
             raise ValueError(
-                f"{path} has {rows.num_columns} columns between tabs, {count} of them selected (--selected-cols"
-                f" {self.cfg.selected_cols}): task {self.cfg._name} needs {wanted} ({', '.join(self.columns)})"
+                f"{path} has {rows.num_columns} columns between tabs, {self._num_selected(rows)} of them selected"
+                f" (--selected-cols {self.cfg.selected_cols}): task {self.cfg._name} needs {wanted}"
+                f" ({', '.join(layouts[0])})"
             )
         return rows
+
+    def layouts(self) -> list[Sequence[str]]:
+        """The columns that rows may have, the most first; no two of a length."""
+        most = len(self.columns)
+        return [self.columns[:count] for count in range(most, most - self.optional_columns - 1, -1)]
+
+    def _num_selected(self, rows: TsvFile) -> int:
+        selected = parse_columns(self.cfg.selected_cols)
+        return rows.num_columns if selected is None else len(selected)
+
+    def _layout(self, rows: TsvFile) -> Sequence[str] | None:
+        """The one of `layouts` that a file has."""
+        count = self._num_selected(rows)
+        return next((columns for columns in self.layouts() if len(columns) == count), None)
 
     def load_dataset(
         self, split: str, combine: bool = False, task_cfg: Any = None, epoch: int = 1, **kwargs: Any
@@ -271,7 +298,7 @@ class OFATask(GeneratingTask):
         self.prepare_split(split, rows)
         self.datasets[split] = ExampleDataset(
             rows,
-            RowBuilder(self, split, rows.path.parent),
+            RowBuilder(self, split, rows.path.parent, self._layout(rows) or ()),
             self.dictionary.pad(),
             shuffle=split == "train",
             bad_rows=self.bad_rows,
@@ -328,10 +355,10 @@ class OFATask(GeneratingTask):
         source = [v.bos, *self.instruction.encode_source(values, v), v.eos]
         prompt = {"none": source[:1], "src": source, "prev_output": source[:-1]}[prompt_type]
         answer = self.cut_target(self.instruction.encode_target(values, v)) if learn else []
-        for name, length, limit in (
-            ("source", len(source), self.cfg.max_source_positions),
-            ("target", len(prompt) + len(answer), self.cfg.max_target_positions),
-        ):
+        limits = [("source", len(source), self.cfg.max_source_positions)]
+        if not more.get("code_target"):  # codes have positions of their own
+            limits.append(("target", len(prompt) + len(answer), self.cfg.max_target_positions))
+        for name, length, limit in limits:
             if length > limit:
                 raise ValueError(f"the {name} has {length} tokens, at most {limit} fit")
         images = [picture.pixels for picture in pictures]
@@ -419,7 +446,7 @@ class OFATask(GeneratingTask):
         if metric is None:
             return {}
         outputs = [self.clean_output(text) for text in self.generate_texts(sample, model)]
-        self._pictures.add(sample, outputs, self.transform)
+        self._pictures.add(self._shown(sample, self._pictures.wanted), outputs)
         rows = [(o, r) for o, r in zip(outputs, sample["references"]) if r]
         if not rows:
             return {"_score_sum": 0.0, "_score_cnt": 0}
@@ -427,6 +454,15 @@ class OFATask(GeneratingTask):
             logger.info("output: %s | references: %s", rows[0][0], " && ".join(rows[0][1]))
         scores = metric([output for output, _ in rows], [references for _, references in rows])
         return {"_score_sum": float(scores.sum()), "_score_cnt": len(rows)}
+
+    def _shown(self, sample: Batch, count: int) -> list[Image.Image]:
+        """What the model sees of the first `count` rows of a batch; nothing if it has no pictures."""
+        inputs = sample["net_input"]
+        images, rows = inputs.get("patch_images"), inputs.get("patch_rows")
+        if images is None:
+            return []
+        images = images[:count] if rows is None else images[rows[:count]]
+        return [self.transform.picture(image) for image in images.float().cpu()]
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Stock's metrics, the mean score of all validation rows and the number of skipped rows."""
@@ -447,12 +483,12 @@ class RowBuilder:
     to the scorer (`--scoring`), and prints it (`T-` lines).
     """
 
-    def __init__(self, task: OFATask, split: str, root: Path) -> None:
-        self.task, self.split, self.root = task, split, root
+    def __init__(self, task: OFATask, split: str, root: Path, columns: Sequence[str]) -> None:
+        self.task, self.split, self.root, self.columns = task, split, root, columns
         self.for_scoring = task.generating
 
     def __call__(self, row: list[str]) -> Example:
-        values = dict(zip(self.task.columns, row))
+        values = dict(zip(self.columns, row))
         try:
             example = self.task.example(values, self.split, self.root)
         except ValueError as error:

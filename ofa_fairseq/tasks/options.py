@@ -96,8 +96,12 @@ class OFATaskConfig(FairseqDataclass):
 NEVER_ADOPTED = {
     *("_name", "data", "strict_data", "bad_rows", "ema_eval", "zero_shot", "scst", "scst_args"),
     *("val_inference_type", "beam_search_vqa_eval", "valid_batch_size", "candidate_memory", "candidates"),
+    *("gen_images_path", "guidance", "sampling_times", "rank_by", "clip_model_path", "caption_model_path"),
 }
 # Released --eval-args also hold this; it is what our generator always does.
 RELEASED_EVAL_OPTIONS = {"stop_on_max_len"}
 # Files that a checkpoint names: it may be used from another folder than the one it was trained in.
-PATH_OPTIONS = ("bpe_dir", "sentencepiece_model", "ans2label_file", "answers")
+PATH_OPTIONS = (
+    *("bpe_dir", "sentencepiece_model", "ans2label_file", "answers"),
+    *("vqgan_model_path", "vqgan_config_path", "clip_model_path", "caption_model_path"),
+)

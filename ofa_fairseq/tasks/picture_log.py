@@ -10,8 +10,6 @@ import numpy as np
 from PIL import Image
 
 from ..data.drawing import contact_sheet
-from ..data.example import Batch
-from ..data.image_transforms import SquareResize
 
 GRID = (3, 4)  # rows, columns
 
@@ -28,25 +26,25 @@ class PictureLog:
         self.folder = "" if common is None else common.tensorboard_logdir or ""
         if self.folder and root.distributed_training.distributed_rank != 0:
             self.folder = ""
-        self._wanted = 0
+        self._size = 0
         self._pictures: list[Image.Image] = []
         self._texts: list[str] = []
 
     def begin(self) -> None:
         """A new validation starts."""
-        self._wanted = GRID[0] * GRID[1] if self.folder else 0
+        self._size = GRID[0] * GRID[1] if self.folder else 0
         self._pictures, self._texts = [], []
 
-    def add(self, sample: Batch, texts: Sequence[str], transform: SquareResize) -> None:
-        """Take what is still wanted of a batch."""
-        wanted = self._wanted - len(self._pictures)
-        if wanted <= 0 or "patch_images" not in sample["net_input"]:
-            return
-        inputs = sample["net_input"]
-        images, rows = inputs["patch_images"], inputs.get("patch_rows")
-        images = (images if rows is None else images[rows[:wanted]])[:wanted].float().cpu()
-        self._pictures += [transform.picture(image) for image in images]
-        self._texts += texts[:wanted]
+    @property
+    def wanted(self) -> int:
+        """How many pictures are still wanted."""
+        return self._size - len(self._pictures)
+
+    def add(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> None:
+        """Take what is still wanted of these pictures and as many texts."""
+        wanted = self.wanted
+        self._pictures += pictures[:wanted]
+        self._texts += texts[: min(wanted, len(pictures))]
 
     def write(self, step: int) -> None:
         """The validation has ended after `step` updates."""

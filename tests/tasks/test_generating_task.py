@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from fairseq import search
 from fairseq.dataclass.configs import GenerationConfig
 from task_builders import Run, caption_run, captioning, save_checkpoint
+
+from ofa_fairseq.tasks.generating_task import generation_options
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,35 @@ def test_validation_uses_the_options_of_eval_args(generation: Any) -> None:
 def test_bad_eval_args_are_refused_before_training(text: str, digits_dir: Path) -> None:
     with pytest.raises(ValueError, match=r"--eval-args"):
         caption_run("a.tsv,b.tsv", digits_dir, "--eval-args", text)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"beam": "five"}, '"beam": "five": expected a whole number'),
+        ({"beam": 5.0}, '"beam": 5.0: expected a whole number'),
+        ({"beam": True}, '"beam": true: expected a whole number'),
+        ({"beam": None}, '"beam": null: expected a whole number'),
+        ({"beam": 2, "lenpen": "1"}, '"lenpen": "1": expected a number'),
+        ({"temperature": [1.0]}, r'"temperature": \[1.0\]: expected a number'),
+        ({"sampling": 1}, '"sampling": 1: expected true or false'),
+        ({"stop_on_max_len": "yes"}, '"stop_on_max_len": "yes": expected true or false'),
+        ({"replace_unk": 3}, '"replace_unk": 3: expected a text or null'),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--eval-args", "--scst-args"])
+def test_options_of_a_wrong_type_are_named(flag: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{flag} with {said}$"):
+        generation_options(flag, json.dumps(options))
+
+
+def test_options_of_the_right_type_are_taken_as_they_are() -> None:
+    options = {"beam": 5, "lenpen": 1, "temperature": 0.9, "sampling": True, "replace_unk": None}
+    options |= {"stop_on_max_len": False, "retain_dropout_modules": ["decoder"]}
+    assert generation_options("--eval-args", json.dumps(options)) == options
+    # Each option's own default passes, if JSON has it.
+    defaults = {f.name: f.default for f in fields(GenerationConfig)}
+    assert generation_options("--eval-args", json.dumps(defaults)) == defaults
 
 
 # Averaged weights

@@ -22,7 +22,7 @@ def test_texts_stand_under_their_pictures(
 ) -> None:
     rows = [[str(i), picture(colour), "what?", "red", ""] for i, colour in enumerate(colours)]
     dataset = dataset_of("vqa", tmp_path, rows, sentencepiece_dir, split="valid")
-    batch, transform = batch_of(dataset), dataset.build.task.transform
+    batch, task = batch_of(dataset), dataset.build.task
     assert ("patch_rows" in batch["net_input"]) == (len(colours) > 2)
     shown: list[tuple[list, list]] = []
 
@@ -38,7 +38,8 @@ def test_texts_stand_under_their_pictures(
         )
     )
     log.begin()
-    log.add(batch, ["red" if colour == RED else "green" for colour in colours], transform)
+    texts = ["red" if colour == RED else "green" for colour in colours]
+    log.add(task._shown(batch, log.wanted), texts)
     log.write(1)
     ((pictures, texts),) = shown
     assert len(pictures) == len(colours)

@@ -1,0 +1,55 @@
+# shellcheck shell=bash
+# What the scripts of drawing share: the image tokenizer, the ranking of samples, the embedded data. Sourced by them.
+
+TOKENIZER=$ROOT/runs/image_tokenizer # of the embedded pictures
+
+drawing_options() {
+    option vqgan-model-path "" "weights of the image tokenizer (last.ckpt), to see drawings"
+    option vqgan-config-path "" "its model.yaml"
+    option clip-model-path "" "weights of CLIP ViT-B/16, to rank samples"
+    option rank-by "" "what ranks samples: clip, caption or package.module:function (default: clip, if it has weights)"
+    option caption-model-path "" "checkpoint of a captioning model, for --rank-by caption"
+}
+
+# The options make sense: DRAWING are fairseq's flags, RANKED is set if samples are ranked.
+choose_drawing() {
+    local name variable
+    DRAWING=() RANKED=''
+    if [[ -n $EMBEDDED ]]; then
+        VQGAN_MODEL_PATH=${VQGAN_MODEL_PATH:-$TOKENIZER/last.ckpt}
+        VQGAN_CONFIG_PATH=${VQGAN_CONFIG_PATH:-$TOKENIZER/model.yaml}
+    fi
+    for name in vqgan-model-path vqgan-config-path clip-model-path caption-model-path; do
+        variable=$(variable_of "$name")
+        [[ -n ${!variable} ]] || continue
+        # Those of the embedded tokenizer are still to be made.
+        if [[ -z $EMBEDDED || $name != vqgan-* ]]; then require_file "$name"; fi
+        DRAWING+=("--$name" "${!variable}")
+    done
+    if [[ -n $RANK_BY ]]; then DRAWING+=(--rank-by "$RANK_BY"); fi
+    if [[ -n $RANK_BY || -n $CLIP_MODEL_PATH ]]; then
+        RANKED=yes
+        [[ -n $VQGAN_MODEL_PATH ]] || fail "to rank drawings give --vqgan-model-path and --vqgan-config-path"
+    fi
+}
+
+# Scenes, tokenizer and codes, each once.
+prepare_drawings() {
+    local split pictures
+    begin_part "scenes to draw"
+    one_at_a_time "$DIGITS/lock" prepare digit_drawings --digits "$DIGITS"
+    end_part
+    begin_part "image tokenizer"
+    one_at_a_time "$DIGITS/lock" prepare train_tokenizer "${TOKENIZER_FLAGS[@]}" \
+        --data "$DIGITS/drawings_train.tsv" --column 2 --out "$TOKENIZER"
+    end_part
+    begin_part "image codes"
+    for split in train valid; do
+        pictures=$DIGITS/drawings_$split.tsv
+        one_at_a_time "$DIGITS/lock" prepare image_codes --data "$pictures" --selected-cols 0,1,2,3 --side 64 \
+            --vqgan-model-path "$TOKENIZER/last.ckpt" --vqgan-config-path "$TOKENIZER/model.yaml" \
+            --out "$DIGITS/image_gen_$split.tsv"
+    done
+    end_part
+}
+TOKENIZER_FLAGS=(--side 64)

@@ -1,0 +1,388 @@
+"""Drawing: rows as the original has them, exactly as many codes, dropped captions, order and files of samples."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from image_tokenizers import save_small_tokenizer
+from PIL import Image
+from task_builders import (
+    bad_rows,
+    batch_of,
+    dataset_of,
+    each_reference_row,
+    picture,
+    rows_run,
+    save_checkpoint,
+    source_of,
+    task_run,
+    write_tsv,
+)
+
+from ofa_fairseq.data.drawn_pictures import read_drawn_pictures
+from ofa_fairseq.models.image_tokenizer import ImageTokenizer
+
+# Pictures of 2 x 2 codes.
+SMALL = ("--code-image-size", "16")
+CODES = "0 5 15 3"
+FIRST_CODE = 500 + 1  # in the vocabulary of the fixture: its pieces and specials, then <mask>
+
+
+@pytest.fixture(scope="module")
+def tokenizer_flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A tokenizer with random weights for the 16 codes of the tasks."""
+    return save_small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def brightness(pictures: Any, texts: Any) -> list[float]:
+    """A ranking of one's own."""
+    return [float(np.asarray(image).mean()) for image in pictures]
+
+
+SCST = ("--scst", "--criterion", "scst_reward_criterion", "--scst-reward", f"{__name__}:brightness")
+BRIGHTEST = ("--rank-by", f"{__name__}:brightness")
+
+
+# -- rows ------------------------------------------------------------------------------------------------
+
+
+@each_reference_row("image_gen")
+def test_rows_agree_with_the_original(case: dict[str, Any], gpt2_bpe_dir: Path, tmp_path: Path) -> None:
+    flags = [
+        word
+        for name, value in {**case["options"], "num_bins": 1000}.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    dataset = dataset_of("image_gen", tmp_path, [case["row"]], gpt2_bpe_dir, *flags, split=case["split"])
+    batch = batch_of(dataset)
+    assert batch["id"].tolist() == [case["id"]]
+    assert batch["net_input"]["src_tokens"].tolist() == [case["source"]]
+    assert batch["net_input"]["prev_output_tokens"].tolist() == [case["prev_output_tokens"]]
+    assert batch["net_input"]["code_masks"].tolist() == case["code_mask"]
+    assert batch["target"].tolist() == [case["target"]]
+    assert "patch_images" not in batch["net_input"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (("1", " ", CODES), "the caption is empty"),
+        (("1", "a cat", ""), "there are no image codes"),
+        (("1", "a cat", "0 5 x 3"), "expected image codes between spaces, got '0 5 x 3'"),
+        (("1", "a cat", "0 5 16 3"), "16 is no image code: expected 0 to 15"),
+        (("1", "a cat", "0 -5 1 3"), "-5 is no image code: expected 0 to 15"),
+        (("1", "a cat", f"{CODES} 1"), "5 image codes: a picture of 2 x 2 has 4"),
+        (("1", "a cat", "1 2 3"), "3 image codes: a picture of 2 x 2 has 4"),
+    ],
+    ids=["no caption", "no codes", "no number", "too large", "negative", "too many", "too few"],
+)
+def test_bad_rows_are_named(
+    row: tuple[str, ...], reason: str, tmp_path: Path, sentencepiece_dir: Path
+) -> None:
+    rows = [("0", "a dog", CODES), row]
+    run = rows_run("image_gen", tmp_path, rows, sentencepiece_dir, *SMALL, "--num-code", "4")
+    assert run.task.dataset("train")[1] is None
+    assert bad_rows(tmp_path) == [reason]
+
+
+def test_too_few_codes_are_told_once(
+    tmp_path: Path, sentencepiece_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [("0", "a dog", "1 2 3"), ("1", "a cat", "1 2")]
+    with caplog.at_level(logging.WARNING):
+        dataset = dataset_of("image_gen", tmp_path, rows, sentencepiece_dir, *SMALL)
+        assert [len(dataset[i].target) for i in range(2)] == [4, 3]
+    assert [r.getMessage() for r in caplog.records if "image codes" in r.getMessage()] == [
+        "a row with 3 of the 4 image codes of a picture: this and others are learnt as they are (--num-code 4 refuses"
+        " them)"
+    ]
+
+
+def test_training_needs_codes(tmp_path: Path, sentencepiece_dir: Path) -> None:
+    run = rows_run("image_gen", tmp_path, [("0", "a dog")], sentencepiece_dir, *SMALL)
+    with pytest.raises(ValueError, match=r"rows\.tsv: training needs a column of image codes"):
+        run.task.get_batch_iterator(run.task.dataset("train"), max_sentences=1)
+    run.task.load_dataset("valid")
+    assert run.task.get_batch_iterator(run.task.dataset("valid"), max_sentences=1)
+
+
+@pytest.mark.parametrize("columns", [2, 3, 4])
+def test_files_may_have_two_to_four_columns(columns: int, tmp_path: Path, sentencepiece_dir: Path) -> None:
+    row = {2: ("7", "a cat"), 3: ("7", "a cat", CODES), 4: ("7", picture(), "a cat", CODES)}[columns]
+    dataset = dataset_of(
+        "image_gen", tmp_path, [row], sentencepiece_dir, *SMALL, "--eval-clip-method", "ii_sim", split="valid"
+    )
+    batch = batch_of(dataset)
+    assert source_of(dataset) == " what is the complete image? caption: a cat"
+    assert batch["references"] == [["a cat"]]
+    codes = [int(code) for code in CODES.split()] if columns > 2 else [0] * 4
+    task = dataset.build.task
+    assert batch["target"].tolist() == [[*task.vocabulary.code_ids(codes), task.vocabulary.eos]]
+    if columns == 4:
+        assert batch["shown"][0].size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (("--code-image-size", "20"), "--code-image-size 20: expected a multiple of 8"),
+        ((*SMALL, "--num-code", "5"), "--num-code 5: a picture of --code-image-size 16 has 4 codes"),
+        (("--drop-caption", "1"), "--drop-caption 1.0: expected a share"),
+        (("--sampling-times", "0"), "--sampling-times 0: expected 1 or more"),
+        (("--vqgan-model-path", "x"), "expected both or none"),
+        (("--clip-model-path", "nowhere.pt"), r"--clip-model-path .*nowhere.pt: no such file"),
+    ],
+)
+def test_options_that_make_no_sense(
+    flags: tuple[str, ...], error: str, tmp_path: Path, sentencepiece_dir: Path
+) -> None:
+    with pytest.raises(ValueError, match=error):
+        task_run("image_gen", "a,b", sentencepiece_dir, *flags)
+
+
+def test_model_and_task_draw_one_size(sentencepiece_dir: Path) -> None:
+    assert task_run("image_gen", "a,b", sentencepiece_dir, *SMALL).model().cfg.code_image_size == 16
+    assert task_run("image_gen", "a,b", sentencepiece_dir).model().cfg.code_image_size == 64  # nano's
+    tiny = task_run("image_gen", "a,b", sentencepiece_dir, "--arch", "ofa_tiny")
+    assert tiny.model().cfg.code_image_size == tiny.task.cfg.code_image_size == 256
+    other = task_run("image_gen", "a,b", sentencepiece_dir, *SMALL)
+    with pytest.raises(ValueError, match="the model draws 256 pixels a side, the task expects 16"):
+        other.task.build_model(tiny.cfg.model)
+
+
+# -- training --------------------------------------------------------------------------------------------
+
+
+def test_a_dropped_caption_is_an_empty_one(tmp_path: Path, sentencepiece_dir: Path) -> None:
+    rows = [("0", "a dog and a cat", CODES), ("1", "cat", CODES)]
+    dataset = dataset_of("image_gen", tmp_path, rows, sentencepiece_dir, *SMALL)
+    task, batch = dataset.build.task, batch_of(dataset)
+    kept = task.without_captions(batch, torch.tensor([False, False]))["net_input"]
+    assert kept["src_tokens"].tolist() == batch["net_input"]["src_tokens"].tolist()
+    dropped = task.without_captions(batch, torch.tensor([True, False]))["net_input"]
+    assert task.decode(dropped["src_tokens"][0]) == " what is the complete image? caption: "
+    assert dropped["src_tokens"][1].tolist() == batch["net_input"]["src_tokens"][1].tolist()
+    assert dropped["src_lengths"][0] == len(task.null_source)
+    assert dropped["src_lengths"][1] == batch["net_input"]["src_lengths"][1]
+
+
+class Criterion(torch.nn.Module):
+    """Keeps the sources that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[torch.Tensor] = []
+
+    def forward(self, model: Any, sample: Any) -> Any:
+        self.sources.append(sample["net_input"]["src_tokens"])
+        return torch.zeros((), requires_grad=True), 1, {}
+
+
+class Optimizer:
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+
+def test_the_share_of_dropped_captions(tmp_path: Path, sentencepiece_dir: Path) -> None:
+    rows = [(str(i), "a cat", CODES) for i in range(50)]
+    dataset = dataset_of("image_gen", tmp_path, rows, sentencepiece_dir, *SMALL, "--drop-caption", "0.2")
+    task, batch, criterion = dataset.build.task, batch_of(dataset), Criterion()
+    model = torch.nn.Linear(1, 1)
+    model.set_num_updates = lambda _: None  # type: ignore[assignment]
+    for _ in range(2):
+        torch.manual_seed(3)
+        for _ in range(20):
+            task.train_step(batch, model, criterion, Optimizer(), 0)
+    null = task.null_source
+    dropped = [int((source[:, : len(null)] == null).all(dim=1).sum()) for source in criterion.sources]
+    assert dropped[:20] == dropped[20:]  # as fairseq's seed says
+    assert np.mean(dropped[:20]) / 50 == pytest.approx(0.2, abs=0.05)
+    assert len(set(dropped)) > 1
+
+
+# -- drawing ---------------------------------------------------------------------------------------------
+
+
+def drawing(
+    folder: Path, bpe_dir: Path, *flags: str, captions: tuple[str, ...] = ("a cat", "a big dog")
+) -> tuple[Any, Any, Any]:
+    """Task, model with random weights and batch of these captions."""
+    rows = [(str(i), caption) for i, caption in enumerate(captions)]
+    run = rows_run("image_gen", folder, rows, bpe_dir, *SMALL, *flags, split="valid")
+    torch.manual_seed(0)
+    model = run.model()
+    return run.task, model, batch_of(run.task.dataset("valid"))
+
+
+@pytest.mark.parametrize("options", [{}, {"sampling_topk": 3}, {"sampling_topp": 0.6}, {"temperature": 3.0}])
+@pytest.mark.parametrize("guidance", ["1", "3"])
+def test_outputs_are_codes_and_as_many_as_a_picture_has(
+    options: dict[str, Any], guidance: str, tmp_path: Path, sentencepiece_dir: Path
+) -> None:
+    task, model, batch = drawing(tmp_path, sentencepiece_dir, "--guidance", guidance)
+    generator = task.search(model, {"beam": 7, **options})
+    found = set()
+    for row in task.inference_step(generator, [model], batch):
+        assert len(row) == 7
+        for hypothesis in row:
+            *codes, eos = hypothesis["tokens"].tolist()
+            assert len(codes) == 4
+            assert eos == task.vocabulary.eos
+            assert all(0 <= code < 16 for code in task.vocabulary.codes(codes))
+            found.add(tuple(codes))
+    assert len(found) > 1
+
+
+def test_a_narrower_range_is_kept_to(tmp_path: Path, sentencepiece_dir: Path) -> None:
+    plain, _, _ = drawing(tmp_path, sentencepiece_dir)
+    start = plain.vocabulary.code_range[0]
+    task, model, batch = drawing(
+        tmp_path, sentencepiece_dir, "--constraint-range", f"{start + 2},{start + 5}"
+    )
+    for row in task.inference_step(task.search(model, {"beam": 5}), [model], batch):
+        for hypothesis in row:
+            assert set(task.vocabulary.codes(hypothesis["tokens"][:-1].tolist())) <= {2, 3, 4}
+
+
+def distribution(task: Any, model: Any, batch: Any, guidance: float) -> torch.Tensor:
+    """By hand: of the first row, log-probabilities of all 16^2 beginnings of two codes."""
+    codes = torch.tensor(task.vocabulary.code_ids(range(16)))
+    previous = torch.stack([torch.full_like(codes, task.vocabulary.bos), codes], dim=1)
+    total = torch.zeros(16, 16)
+    masks = {"code_masks": torch.ones(1, dtype=torch.bool)}
+
+    def logits(source: torch.Tensor) -> torch.Tensor:
+        out = model.encoder(source[None], torch.tensor([len(source)]), **masks)
+        return model.decoder(previous, encoder_out=out)[0][..., codes].log_softmax(-1)
+
+    source = batch["net_input"]["src_tokens"][0]
+    own, null = logits(source[source.ne(task.vocabulary.pad)]), logits(task.null_source)
+    guided = (null + guidance * (own - null)).log_softmax(-1)
+    total = guided[:1, 0].T + guided[:, 1]
+    return total.flatten()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_scores_are_those_of_the_guided_distribution(
+    guidance: float, tmp_path: Path, sentencepiece_dir: Path
+) -> None:
+    task, model, batch = drawing(tmp_path, sentencepiece_dir, "--guidance", str(guidance))
+    expected = distribution(task, model, batch, guidance)
+    assert expected.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    for hypothesis in task.inference_step(task.search(model, {"beam": 20}), [model], batch)[0]:
+        first, second = task.vocabulary.codes(hypothesis["tokens"][:2].tolist())
+        score = hypothesis["positional_scores"][:2].sum().item()
+        assert score == pytest.approx(expected[16 * first + second].item(), abs=1e-4)
+
+
+def test_self_critical_training_is_not_guided(tmp_path: Path, sentencepiece_dir: Path) -> None:
+    task, model, _ = drawing(tmp_path, sentencepiece_dir, "--guidance", "3", *SCST)
+    assert not task.sampler(model, {"beam": 2}).model.guided
+
+
+# -- pictures --------------------------------------------------------------------------------------------
+
+
+def generating(
+    folder: Path, bpe_dir: Path, *flags: str, captions: tuple[str, ...] = ("a cat", "a big dog")
+) -> tuple[Any, Any, Any]:
+    """As `drawing`, in fairseq-generate."""
+    task, model, batch = drawing(folder, bpe_dir, *flags, captions=captions)
+    task.root.common_eval.path = "model.pt"
+    return task, model, batch
+
+
+def test_samples_are_ranked_and_written(
+    tmp_path: Path, sentencepiece_dir: Path, tokenizer_flags: tuple[str, ...]
+) -> None:
+    out = tmp_path / "drawings"
+    flags = (*tokenizer_flags, *BRIGHTEST, "--gen-images-path", str(out), "--sampling-times", "2")
+    captions = ("a cat", "black/white", "a cat")
+    task, model, batch = generating(tmp_path, sentencepiece_dir, *flags, captions=captions)
+    rows = task.inference_step(task.search(model, {"beam": 3, "temperature": 5.0}), [model], batch)
+    assert [len(row) for row in rows] == [6, 6, 6]
+    drawn = read_drawn_pictures(out / "pictures.tsv")
+    assert [(d.id, d.caption, d.rank) for d in drawn] == [
+        (str(i), caption, rank) for i, caption in enumerate(captions) for rank in range(6)
+    ]
+    names = sorted(path.name for path in (out / "top1").iterdir())
+    assert names == ["a cat (2)_0.png", "a cat_0.png", "blackwhite_0.png"]
+    assert len(list((out / "all_results").iterdir())) == 18
+    for i, row in enumerate(rows):
+        mine = [d for d in drawn if d.id == str(i)]
+        scores = [d.score for d in mine]
+        assert scores == sorted(scores, reverse=True)
+        assert len(set(scores)) > 1
+        for hypothesis, d in zip(row, mine, strict=True):
+            (shown,) = task.drawer.pictures([hypothesis["tokens"]])
+            written = np.asarray(Image.open(d.path)).astype(int)
+            # Batches of other sizes round differently.
+            assert np.abs(np.asarray(shown).astype(int) - written).max() <= 1
+            assert d.score == pytest.approx(brightness([shown], [""])[0], abs=0.2)
+
+
+def test_codes_are_decoded_row_by_row(
+    tmp_path: Path, sentencepiece_dir: Path, tokenizer_flags: tuple[str, ...]
+) -> None:
+    task, _, _ = drawing(tmp_path, sentencepiece_dir, *tokenizer_flags)
+    tokens = torch.tensor([*task.vocabulary.code_ids([1, 2, 3, 4]), task.vocabulary.eos])
+    (shown,) = task.outputs([tokens])
+    tokenizer = ImageTokenizer.load(tokenizer_flags[1], tokenizer_flags[3])
+    pixels = tokenizer.decode(torch.tensor([[[1, 2], [3, 4]]]))[0]
+    expected = ((pixels + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert np.array_equal(np.asarray(shown), expected.astype(np.uint8))
+    assert shown.size == (16, 16)
+
+
+def test_validation_scores_the_best_sample_of_each_row(
+    tmp_path: Path, sentencepiece_dir: Path, tokenizer_flags: tuple[str, ...]
+) -> None:
+    flags = (*tokenizer_flags, *BRIGHTEST, "--eval-args", '{"beam": 4}')
+    task, model, batch = drawing(tmp_path, sentencepiece_dir, *flags)
+    torch.manual_seed(5)
+    logged = task.validate(batch, model)
+    torch.manual_seed(5)
+    rows = task.inference_step(task.search(model, {"beam": 4}), [model], batch)
+    best = [max(brightness(task.outputs([h["tokens"] for h in row]), "")) for row in rows]
+    assert logged == {"_score_sum": pytest.approx(sum(best)), "_score_cnt": 2}
+
+
+def test_validation_without_a_ranking_draws_for_the_log_only(
+    tmp_path: Path,
+    sentencepiece_dir: Path,
+    tokenizer_flags: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task, model, batch = drawing(tmp_path, sentencepiece_dir, *tokenizer_flags)
+    shown: list[tuple[int, list[str]]] = []
+    monkeypatch.setattr(task._pictures, "add", lambda pictures, texts: shown.append((len(pictures), texts)))
+    assert task.validate(batch, model) == {}
+    assert shown == []  # there is no --tensorboard-logdir
+    monkeypatch.setattr(type(task._pictures), "wanted", 12)
+    assert task.validate(batch, model) == {}
+    assert shown == [(2, ["a cat", "a big dog"])]
+
+
+def test_a_tokenizer_of_other_codes_is_refused(
+    tmp_path: Path, sentencepiece_dir: Path, tokenizer_flags: tuple[str, ...]
+) -> None:
+    task, _, _ = drawing(tmp_path, sentencepiece_dir, *tokenizer_flags, "--code-dict-size", "32")
+    with pytest.raises(ValueError, match="the image tokenizer has 16 codes, the vocabulary 32"):
+        _ = task.drawer
+
+
+def test_a_checkpoint_brings_tokenizer_and_size(
+    tmp_path: Path, sentencepiece_dir: Path, tokenizer_flags: tuple[str, ...]
+) -> None:
+    data = write_tsv(tmp_path / "rows.tsv", [("0", "a cat")])
+    trained = task_run("image_gen", f"{data},{data}", sentencepiece_dir, *SMALL, *tokenizer_flags)
+    save_checkpoint(tmp_path / "model.pt", trained)
+    other = task_run("image_gen", str(data), sentencepiece_dir)
+    other.task.cfg.code_image_size = 256  # fairseq-generate knows no --arch, whose size this would be
+    other.task.build_model(trained.cfg.model, from_checkpoint=True)
+    assert other.task.num_codes == 4
+    assert other.task.drawer.side == 2
