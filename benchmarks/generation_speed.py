@@ -34,11 +34,11 @@ class RecomputingEnsemble(OFAEnsemble):
         pass
 
 
-def random_model(arch: str, vocabulary: int) -> OFAModel:
+def random_model(arch: str, vocabulary: int, **options: Any) -> OFAModel:
     dictionary = Dictionary()
     for i in range(vocabulary - len(dictionary)):
         dictionary.add_symbol(f"word{i}")
-    cfg = Namespace(**RECIPE_SWITCHES)
+    cfg = Namespace(**RECIPE_SWITCHES, **options)
     apply_preset(arch, cfg)
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
     return OFAModel.build_model(cfg, task).eval()

@@ -111,16 +111,29 @@ END
 
 absolute() { if [[ $1 == /* ]]; then echo "$1"; else echo "$PWD/$1"; fi; }
 
-# require_file OPTION: the option's file exists; its value becomes an absolute path.
+# require_file OPTION [HINT]: the option's file exists; its value becomes an absolute path.
 require_file() {
     local variable
     variable=$(variable_of "$1")
-    [[ -n ${!variable} ]] || fail "--$1 is missing; see --help"
-    [[ -f ${!variable} ]] || fail "--$1 ${!variable}: no such file"
+    [[ -n ${!variable} ]] || fail "--$1 is missing; see --help" "${@:2}"
+    [[ -f ${!variable} ]] || fail "--$1 ${!variable}: no such file" "${@:2}"
     printf -v "$variable" '%s' "$(absolute "${!variable}")"
 }
 
-# require_tsvs OPTION MINIMUM: the option's comma-separated files exist; paths become absolute.
+# require_columns OPTION FILE: the first line of the option's file has the selected columns.
+require_columns() {
+    local column last=0 count
+    [[ $SELECTED_COLS =~ ^[0-9]+(,[0-9]+)*$ ]] ||
+        fail "--selected-cols $SELECTED_COLS: expected column numbers such as 0,4,2 (from 0)"
+    for column in ${SELECTED_COLS//,/ }; do
+        if ((10#$column > last)); then last=$((10#$column)); fi
+    done
+    count=$(awk -F '\t' '{ print NF; exit }' "$2")
+    ((count > last)) ||
+        fail "--$1: $2, line 1: $count columns between tabs, expected $((last + 1)) for --selected-cols $SELECTED_COLS"
+}
+
+# require_tsvs OPTION MINIMUM: the option's comma-separated files exist and have the columns; paths become absolute.
 require_tsvs() {
     local variable file files=() paths=()
     variable=$(variable_of "$1")
@@ -129,6 +142,7 @@ require_tsvs() {
     for file in "${files[@]}"; do
         [[ -f $file ]] || fail "--$1: no such file: '$file'"
         [[ -s $file ]] || fail "--$1: $file is empty"
+        require_columns "$1" "$file"
         paths+=("$(absolute "$file")")
     done
     printf -v "$variable" '%s' "$(IFS=,; echo "${paths[*]}")"
@@ -367,6 +381,8 @@ evaluation_options() {
 require_evaluation_input() {
     require_file model
     require_file data
+    [[ -s $DATA ]] || fail "--data: $DATA is empty"
+    if [[ -z $EMBEDDED ]]; then require_columns data "$DATA"; fi
     require_count batch-size
     require_choice precision "${PRECISIONS[@]}"
     require_bpe_dir

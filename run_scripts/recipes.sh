@@ -40,7 +40,7 @@ choose_recipe() {
     if [[ -z $EMBEDDED ]]; then
         require_tsvs data 2
         require_bpe_dir
-        [[ $RESTORE_FILE == none ]] || require_file restore-file
+        [[ $RESTORE_FILE == none ]] || require_file restore-file "to train from scratch: --restore-file none"
     fi
 }
 
@@ -91,12 +91,15 @@ prepare_digit_tasks() {
 # choose_evaluation TASK [NAME]: input of an evaluation; without --data the embedded test rows, NAME.tsv (TASK_test.tsv),
 # EMBEDDED is set then. Batch sizes are the script's settings EMBEDDED_BATCH and PUBLISHED_BATCH.
 choose_evaluation() {
+    local file
     EMBEDDED=''
     if [[ -z $DATA ]]; then
         EMBEDDED=yes DATA=$DIGITS/${2:-$1_test}.tsv BPE_DIR=$DIGITS
         BATCH_SIZE=${BATCH_SIZE:-${EMBEDDED_BATCH:-100}} PRECISION=${PRECISION:-fp32}
-        [[ -f $MODEL && -f $DATA ]] || fail "$MODEL or $DATA is missing: first run bash run_scripts/$1/train.sh" \
-            "or give --model and --data (see --help)"
+        for file in "$MODEL" "$DATA"; do
+            [[ -f $file ]] || fail "$file is missing: first run bash run_scripts/$1/train.sh" \
+                "or give --model and --data (see --help)"
+        done
     fi
     BATCH_SIZE=${BATCH_SIZE:-${PUBLISHED_BATCH:-8}}
     require_evaluation_input
@@ -134,11 +137,13 @@ score_predictions() {
 }
 
 # show_results FILE...: the scores, and of further files those that there are.
-show_results() {
+show_results() { say "results"; show score.txt "$@"; }
+
+# show FILE...: those of the results that there are.
+show() {
     local file
-    say "results"
     [[ -z $DRY_RUN ]] || return 0
-    for file in score.txt "$@"; do
+    for file in "$@"; do
         [[ ! -f $RESULTS_PATH/$file ]] || cat "$RESULTS_PATH/$file"
     done
 }

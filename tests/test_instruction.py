@@ -308,6 +308,16 @@ def test_command_explains_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["caption", "grounded_caption", "image_gen"])
+def test_command_explains_a_released_instruction_by_its_name(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explain([RELEASED[name]])
+    expected = capsys.readouterr().out
+    explain([name])
+    assert capsys.readouterr().out == f"line     {RELEASED[name]}\n{expected}"
+
+
 def test_command_shows_the_place_of_a_mistake() -> None:
     with pytest.raises(SystemExit) as stopped:
         explain(["[img:photo] what? -> [text:answer]"])

@@ -1,4 +1,4 @@
-"""Prints the released instructions, a line each; with a LINE, how that one is understood.
+"""Prints the released instructions, a line each; with a LINE, or the name of a released one, how it is understood.
 
 A segment is what is encoded as one piece: text with its slots filled, a picture, a box, or image codes.
 """
@@ -27,9 +27,17 @@ def describe(instruction: Instruction) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ofa_fairseq.instruction", description=__doc__)
-    parser.add_argument("line", nargs="?", metavar="LINE", help="'[image:photo] what is it? -> [text:name]'")
+    parser.add_argument(
+        "line",
+        nargs="?",
+        metavar="LINE",
+        help="'[image:photo] what is it? -> [text:name]', or the name of a released instruction, e.g. caption",
+    )
     line = parser.parse_args(arguments).line
     if line is not None:
+        if line in RELEASED:
+            line = RELEASED[line]
+            print(f"line     {line}")
         try:
             print(describe(parse(line)))
         except InstructionError as error:

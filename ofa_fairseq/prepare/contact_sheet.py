@@ -1,9 +1,14 @@
-"""Draws a sheet (PNG) of the first pictures of a TSV with the captions that a model wrote for them."""
+"""Draws a sheet (PNG) of the first pictures of a file with captions: a TSV, or what a model has drawn."""
 
 import argparse
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+from PIL import Image
+
 from ..data.drawing import contact_sheet
+from ..data.drawn_pictures import read_drawn_pictures
 from ..data.files import atomic_write
 from ..data.images import decode_image
 from ..data.text_normalize import REFERENCE_SEPARATOR
@@ -14,27 +19,39 @@ PICTURE_SIDE = 192  # pixels that `run` makes of a picture's longer side, or a f
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, help="TSV file with the pictures")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="TSV file with the pictures")
+    source.add_argument("--pictures", type=Path, help="list of drawings, pictures.tsv of task image_gen")
     parser.add_argument(
         "--selected-cols", default="1,4,2", help="columns of id, picture, captions (default 1,4,2)"
     )
     parser.add_argument("--predictions", type=Path, help=f"{FORMS} (default: the TSV's first caption)")
     parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
-    parser.add_argument("--rows", type=int, default=24, help="rows of the TSV to draw (default 24)")
+    parser.add_argument("--rows", type=int, default=24, help="so many of the first (default 24)")
     parser.add_argument("--columns", type=int, default=6, help="pictures side by side (default 6)")
 
 
-def run(args: argparse.Namespace) -> None:
+def rows_of_tsv(args: argparse.Namespace) -> Iterator[tuple[Image.Image, str]]:
+    """Pictures and the captions of `--predictions`, or the first of their own."""
     tsv = TsvFile(args.data, parse_columns(args.selected_cols))
     predictions = read_predictions(args.predictions) if args.predictions else None
-    pictures, captions = [], []
-    for row in range(min(args.rows, len(tsv))):
-        image_id, image, references = tsv[row]
-        picture = decode_image(image, args.data.parent)
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-        pictures.append(picture)
+    for image_id, image, references in map(tsv.__getitem__, range(len(tsv))):
         reference = references.split(REFERENCE_SEPARATOR)[0]
-        captions.append(reference if predictions is None else predictions.get(image_id, "(no caption)"))
+        caption = reference if predictions is None else predictions.get(image_id, "(no caption)")
+        yield decode_image(image, args.data.parent), caption
+
+
+def drawn(args: argparse.Namespace) -> Iterator[tuple[Image.Image, str]]:
+    """Drawings and what they should show."""
+    return ((picture.load(), picture.caption) for picture in read_drawn_pictures(args.pictures))
+
+
+def run(args: argparse.Namespace) -> None:
+    shown = list(islice(drawn(args) if args.pictures else rows_of_tsv(args), args.rows))
+    pictures = [picture for picture, _ in shown]
+    for picture in pictures:
+        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     scale = max(1, PICTURE_SIDE // max(max(picture.size) for picture in pictures))
     with atomic_write(args.out, "wb") as file:
-        contact_sheet(pictures, captions, args.columns, scale).save(file, format="PNG")
+        sheet = contact_sheet(pictures, [caption for _, caption in shown], args.columns, scale)
+        sheet.save(file, format="PNG")

@@ -28,14 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-ends", action="store_true", help="do not count the end of a caption as a word")
     parser.add_argument("--keep-punctuation", action="store_true", help="as the task's option of this name")
-    parser.add_argument("--out", type=Path, required=True, help="file to write (.json.gz)")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, named .json.gz")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises ValueError if no caption can be read."""
+    """Raises ValueError for another kind of file than is written, or if no caption can be read."""
+    if args.out.suffix != ".gz":
+        raise ValueError(f"--out {args.out}: expected a name that ends in .json.gz, which is what is written")
     columns = parse_columns(args.selected_cols) or []
     if len(columns) != 2:
         raise ValueError(f"--selected-cols {args.selected_cols}: expected two columns, image-id and captions")
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # now: counting takes long
     captions: dict[str, list[str]] = {}
     skipped = 0
     for path in args.data:

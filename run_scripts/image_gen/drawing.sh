@@ -2,6 +2,9 @@
 # What the scripts of drawing share: the image tokenizer, the ranking of samples, the embedded data. Sourced by them.
 
 TOKENIZER=$ROOT/runs/image_tokenizer # of the embedded pictures
+TOKENIZER_FLAGS=(--side 64)
+EMBEDDED_TOPK=50
+EMBEDDED_GUIDANCE=2
 
 drawing_options() {
     option vqgan-model-path "" "weights of the image tokenizer (last.ckpt), to see drawings"
@@ -52,4 +55,23 @@ prepare_drawings() {
     done
     end_part
 }
-TOKENIZER_FLAGS=(--side 64)
+
+sampling_options() {
+    option samples "$1" "drawings of each caption"
+    option sampling-topk "$2" "each code is one of so many most probable ones (-1: any)"
+    option temperature 1.0 "of the samples"
+    option guidance 1 "classifier-free guidance, 1: none; for models trained with --drop-caption"
+}
+
+# draw FOLDER FLAG...: the captions of DATA as FOLDER/drawings (PNG files and pictures.tsv), each process its share.
+draw() {
+    local RESULTS_PATH=$1 list
+    generate image_gen --sampling-topk "$SAMPLING_TOPK" --temperature "$TEMPERATURE" "${DRAWING[@]}" \
+        --gen-images-path "$1/drawings" --log-format simple --log-interval 10 "${@:2}"
+    if [[ -n $DRY_RUN ]] || ! is_leader; then return; fi
+    for list in "$1"/drawings/pictures.*.tsv; do # of other processes
+        [[ -e $list ]] || continue
+        tail -n +2 "$list" >>"$1/drawings/pictures.tsv"
+        rm "$list"
+    done
+}

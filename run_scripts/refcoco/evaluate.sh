@@ -37,6 +37,10 @@ COLLECT_FLAGS=(
     --num-bins "$NUM_BINS" --patch-image-size "$PATCH_IMAGE_SIZE" --max-image-size "$MAX_IMAGE_SIZE"
 )
 if [[ $DRAW == yes ]]; then COLLECT_FLAGS+=(--draw "$RESULTS_PATH/boxes"); fi
+
+# score_presence OUTPUTS: presence.txt
+score_presence() { prepare presence --predictions "$1" | keep_in "$RESULTS_PATH/presence.txt"; }
+
 evaluate refcoco 4 --scoring box_accuracy "${PUBLISHED[@]}"
 if [[ -n $EMBEDDED ]]; then
     absent=$RESULTS_PATH/absent
@@ -44,5 +48,8 @@ if [[ -n $EMBEDDED ]]; then
         run fairseq-generate "$DIGITS/refcoco_absent_test.tsv" --user-dir "$ROOT/ofa_fairseq" --task refcoco \
         --path "$MODEL" --selected-cols "$SELECTED_COLS" --bpe-dir "$BPE_DIR" "${PUBLISHED[@]}" --unnormalized \
         --batch-size "$BATCH_SIZE" --results-path "$absent"
-    prepare presence --predictions "$absent/generate-test.txt" | keep_in "$RESULTS_PATH/presence.txt"
+    part "scores for absent digits" "$RESULTS_PATH/presence_finished" "$GENERATION" \
+        score_presence "$absent/generate-test.txt"
+    say "absent digits"
+    show presence.txt
 fi

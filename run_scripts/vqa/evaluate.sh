@@ -9,7 +9,8 @@
 #       search (beam 5), much faster and nearly as good; --search zero-shot free answers of a pretrained checkpoint.
 #
 # Writes SPLIT_predict.json as VQA's server takes it, SPLIT_predict.scores.tsv with the probability of the answer given,
-# and score.txt; `-- --candidates FILE` writes the probability of every allowed answer. The columns are an id, the picture, the question, its answers (empty: not scored) and labels of objects.
+# and score.txt; `-- --candidates FILE` writes the probability of every allowed answer. The columns are an id, the
+# picture, the question, its answers (empty: not scored) and labels of objects.
 set -euo pipefail
 # shellcheck source=run_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"

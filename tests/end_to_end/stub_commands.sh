@@ -30,5 +30,9 @@ case $call in
     "prepare read_captions"*) echo "reading of the stub" ;;
     "prepare contact_sheet"*) touch "$(option --out "$@")" ;;
     fairseq-train*) touch "$(option --save-dir "$@")"/checkpoint_{last,best}.pt ;;
-    fairseq-generate*) echo "Generate test with beam=5: CIDEr" >"$(option --results-path "$@")/generate-test.txt" ;;
+    fairseq-generate*)
+        folder=$(option --results-path "$@")
+        mkdir -p "$folder" # as the real one does
+        echo "Generate test with beam=5: CIDEr" >"$folder/generate-test.txt"
+        ;;
 esac

@@ -3,6 +3,7 @@
 Commands are run by a shell in a folder that stands for the user's clone; flags that make them small come after.
 """
 
+import io
 import json
 import os
 import pickle
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from sentencepiece import SentencePieceTrainer
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from task_builders import TINY_FLAGS, TINY_TASK, bad_rows, picture, rows_run
 
 from ofa_fairseq.data.example import Example
@@ -369,6 +372,11 @@ CASES: dict[str, list[Case]] = {
     "a row with a column too few": [
         Case("instruct", [GOOD["instruct"], GOOD["instruct"][:3], GOOD["instruct"]])
     ],
+    "a header line": [
+        Case("instruct", [["id", "photo", "thing", "colour"], GOOD["instruct"]]),
+        Case("caption", [["id", "picture", "caption"], GOOD["caption"]]),
+        Case("refcoco", [["id", "picture", "phrase", "box"], GOOD["refcoco"]]),
+    ],
     "a file without a usable row": [Case("instruct", [["1", "no.jpg", "mug", "red"]] * 2)],
     "another number of columns than the task's": [with_bad("instruct", 0, "0", "--selected-cols", "0,1,2")],
     "a slot without a column": [with_bad("instruct", 0, "0", "--columns", "id,photo,colour")],
@@ -379,8 +387,33 @@ CASES: dict[str, list[Case]] = {
         with_bad(task, 0, "0", "--ans2label-dict", '["red", "blue", "red"]')
         for task in ("instruct", "vqa", "snli_ve")
     ],
+    "two answers that the vocabulary writes alike (one without capitals: `Red` and `red`)": [
+        with_bad(
+            *(task, 0, "0", "--ans2label-dict", '["Red", "blue", "red"]'),
+            *("--sentencepiece-model", "FOLDER/lower_case.model"),
+        )
+        for task in ("instruct", "vqa", "snli_ve")
+    ],
     "a pickle that asks for code": [with_bad("instruct", 0, "0", "--answers", "FOLDER/code.pkl")],
 }
+
+
+def without_capitals(bpe_dir: Path) -> bytes:
+    """The sentencepiece model of a folder, but that it writes capitals as small letters."""
+    folding = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c"]),
+        model_writer=folding,
+        vocab_size=10,
+        hard_vocab_limit=False,
+        normalization_rule_name="nfkc_cf",
+        minloglevel=2,
+    )
+    model, other = ModelProto(), ModelProto()
+    model.ParseFromString((bpe_dir / "sentencepiece.model").read_bytes())
+    other.ParseFromString(folding.getvalue())
+    model.normalizer_spec.precompiled_charsmap = other.normalizer_spec.precompiled_charsmap
+    return model.SerializeToString()
 
 
 @pytest.mark.parametrize("row", table("| input | task | outcome | message |"), ids=lambda row: row[0])
@@ -394,6 +427,7 @@ def test_bad_input_has_the_outcome_that_the_page_names(
         folder = tmp_path / str(i)
         folder.mkdir()
         (folder / "code.pkl").write_bytes(pickle.dumps(eval))
+        (folder / "lower_case.model").write_bytes(without_capitals(sentencepiece_dir))
         found, text = case.outcome(folder, sentencepiece_dir)
         assert outcome.startswith(found), text
         messages.append(text)

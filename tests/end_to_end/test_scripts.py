@@ -40,9 +40,11 @@ def arguments(options: dict[str, str]) -> list[str]:
 def test_is_bash_and_explains_itself(path: Path) -> None:
     subprocess.run(["bash", "-n", ROOT / "run_scripts" / path], check=True)
     text = (ROOT / "run_scripts" / path).read_text()
-    if text.startswith("#!"):
-        assert "set -euo pipefail" in text
-    if path.name in ("common.sh", "environment.sh", "launcher.sh", "recipes.sh", "worker.sh"):
+    if not text.startswith("#!"):  # sourced by others
+        assert "ourced by" in text
+        return
+    assert "set -euo pipefail" in text
+    if path.name == "worker.sh":
         return
     shown = script(str(path), "--help")
     assert shown.returncode == 0
@@ -83,6 +85,38 @@ def test_an_empty_file_and_a_half_vocabulary_are_refused(files: dict[str, str]) 
     Path(files["--data"].split(",")[1]).write_text("")
     done = script("caption/train.sh", *arguments(files), OFA_PYTHON="false")
     assert "valid.tsv is empty" in done.stdout
+
+
+@pytest.mark.parametrize("path", ["no.pt", None])
+def test_how_to_train_from_scratch_is_said_where_the_checkpoint_is_missing(
+    files: dict[str, str], path: str | None
+) -> None:
+    given = {key: value for key, value in (files | {"--restore-file": path}).items() if value is not None}
+    done = script("caption/train.sh", *arguments(given), OFA_PYTHON="false")
+    assert done.returncode == 2
+    assert "to train from scratch: --restore-file none" in done.stdout
+
+
+@pytest.mark.parametrize("dry", ["", "1"])
+@pytest.mark.parametrize("name", ["caption/train.sh", "caption/evaluate.sh"])
+def test_too_few_columns_are_refused_before_anything_starts(
+    files: dict[str, str], name: str, dry: str
+) -> None:
+    file = files["--data"].split(",")[-1]
+    if name == "caption/evaluate.sh":
+        files = {"--data": file, "--model": files["--restore-file"]}
+    given = files | {"--selected-cols": "0,4,2"}
+    Path(file).write_text("0\t1\ta cat\n" + "0\t1\ta cat\t\tpicture.jpg\n")
+    done = script(name, *arguments(given), OFA_PYTHON="false", DRY_RUN=dry)
+    assert done.returncode == 2
+    said = "line 1: 3 columns between tabs, expected 5 for --selected-cols 0,4,2"
+    assert done.stdout == f"error: --data: {file}, {said}\n"
+
+
+def test_columns_are_numbers(files: dict[str, str]) -> None:
+    done = script("caption/train.sh", *arguments(files), "--selected-cols", "0,x,2", OFA_PYTHON="false")
+    assert done.returncode == 2
+    assert done.stdout.startswith("error: --selected-cols 0,x,2: expected column numbers such as 0,4,2")
 
 
 def test_options_from_the_environment_and_relative_paths(
@@ -201,7 +235,33 @@ def test_published_evaluation(
 def test_evaluation_without_a_model_says_what_to_do(tmp_path: Path) -> None:
     done = script("caption/evaluate.sh", OFA_MODEL=str(tmp_path / "none.pt"), OFA_PYTHON="false")
     assert done.returncode == 2
-    assert "first run bash run_scripts/caption/train.sh" in done.stdout
+    assert done.stdout.startswith(
+        f"error: {tmp_path}/none.pt is missing: first run bash run_scripts/caption/train.sh"
+    )
+
+
+def test_boxes_are_trained_for_their_overlap_from_the_model_of_grounding() -> None:
+    shown = dry_run("refcoco/train_iou.sh")
+    cfg = parse("training", flags_of("fairseq-train", shown))
+    assert cfg.checkpoint.finetune_from_model == f"{ROOT}/runs/refcoco_nano/checkpoint_best.pt"
+    assert cfg.checkpoint.save_dir == f"{ROOT}/runs/refcoco_iou_nano"
+    assert (cfg.criterion._name, cfg.criterion.scst_reward) == ("scst_reward_criterion", "box_iou")
+    assert json.loads(cfg.task.scst_args) == {"beam": 5, "sampling": True, "min_len": 4, "max_len_b": 4}
+    assert (cfg.optimization.lr, cfg.optimization.max_update, cfg.optimization.max_epoch) == ([2e-4], 300, 0)
+    evaluation = f"run_scripts/refcoco/evaluate.sh --model {cfg.checkpoint.save_dir}/checkpoint_best.pt"
+    assert evaluation in shown
+    stage1 = parse("training", flags_of("fairseq-train", dry_run("refcoco/train.sh")))
+    for name in set(cfg.task) - {"scst", "scst_args"}:
+        assert cfg.task[name] == stage1.task[name], name
+    assert cfg.model == stage1.model
+
+
+def test_own_boxes_are_trained_for_their_overlap_from_the_given_checkpoint(files: dict[str, str]) -> None:
+    given = files | {"--selected-cols": "0,4,2,3"}
+    cfg = parse("training", flags_of("fairseq-train", dry_run("refcoco/train_iou.sh", *arguments(given))))
+    assert (cfg.model._name, cfg.checkpoint.finetune_from_model) == ("ofa_base", files["--restore-file"])
+    assert cfg.dataset.batch_size * cfg.optimization.update_freq[0] == 64
+    assert (cfg.optimization.lr, cfg.model.dropout, cfg.task.max_image_size) == ([1e-5], 0.0, 512)
 
 
 # -- published command lines -------------------------------------------------------------------------------
@@ -245,6 +305,7 @@ SCST = [
     "--memory-efficient-fp16",
 ]
 STAGE_2 = [flag for flag in STAGE_1 if not flag.startswith("--label-smoothing")] + SCST
+STAGE_2_BASE = [flag for flag in STAGE_2 if not flag.startswith("--end-learning-rate")] + ["--arch=ofa_base"]
 EVALUATION = [
     *(
         "test.tsv",
@@ -261,18 +322,19 @@ EVALUATION = [
 
 
 @pytest.mark.parametrize(
-    ("line", "script", "gpus"),
+    ("line", "script", "arch", "gpus"),
     [
-        (STAGE_1 + CROSS_ENTROPY, "caption/train.sh", "4"),
-        (STAGE_2, "caption/train_scst.sh", "8"),
+        (STAGE_1 + CROSS_ENTROPY, "caption/train.sh", "ofa_large", "4"),
+        (STAGE_2, "caption/train_scst.sh", "ofa_large", "8"),
+        (STAGE_2_BASE, "caption/train_scst.sh", "ofa_base", "8"),
     ],
-    ids=["cross entropy", "self-critical"],
+    ids=["cross entropy", "self-critical", "self-critical base"],
 )
 def test_published_training_line_means_what_the_script_starts(
-    files: dict[str, str], line: list[str], script: str, gpus: str
+    files: dict[str, str], line: list[str], script: str, arch: str, gpus: str
 ) -> None:
     cfg = parse("training", line)
-    shown = dry_run(script, *arguments(files), "--arch=ofa_large", GPUS=gpus)
+    shown = dry_run(script, *arguments(files), f"--arch={arch}", GPUS=gpus)
     ours = parse("training", flags_of("fairseq-train", shown))
     for section in ("model", "optimizer", "lr_scheduler", "optimization"):
         assert cfg[section] == ours[section], section
@@ -446,30 +508,56 @@ def test_a_failed_evaluation_is_no_result(stub_checkout: Path) -> None:
     assert "prepare collect_predictions" in calls(stub_checkout)
 
 
-def test_what_was_compared_is_not_compared_again(stub_checkout: Path) -> None:
+@pytest.mark.parametrize("task", ["vqa", "refcoco", "snli_ve"])
+def test_what_was_compared_is_not_compared_again(stub_checkout: Path, task: str) -> None:
     data, model = (
         stub_checkout / "data" / "digits",
-        stub_checkout / "runs" / "vqa_nano" / "checkpoint_best.pt",
+        stub_checkout / "runs" / f"{task}_nano" / "checkpoint_best.pt",
     )
-    for path in (data / "vqa_test.tsv", data / "dict.txt", data / "sentencepiece.model", model):
+    for path in (data / f"{task}_test.tsv", data / "dict.txt", data / "sentencepiece.model", model):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("0\n")
-    done = run_stubbed(stub_checkout, "vqa/evaluate.sh")
+    done = run_stubbed(stub_checkout, f"{task}/evaluate.sh")
     work = [
-        f"fairseq-generate {data}/vqa_test.tsv",
+        f"fairseq-generate {data}/{task}_test.tsv",
         "prepare collect_predictions",
         f"fairseq-generate {model.parent}/results/blank/blank.tsv",
         "prepare score_by_kind",
     ]
+    if task == "refcoco":
+        work += [f"fairseq-generate {data}/refcoco_absent_test.tsv", "prepare presence"]
     assert [call for call in calls(stub_checkout) if not call.startswith("pip")] == work, done.stdout
-    again = run_stubbed(stub_checkout, "vqa/evaluate.sh")
+    again = run_stubbed(stub_checkout, f"{task}/evaluate.sh")
     assert calls(stub_checkout) == []
-    results = [output[output.index("== results") :] for output in (done.stdout, again.stdout)]
-    assert "stub: prepare score_by_kind" in results[0]
-    assert results[0] == results[1]
+    for title, shown in (
+        ("results", "stub: prepare score_by_kind"),
+        ("absent digits", "stub: prepare presence"),
+    ):
+        if title == "results" or task == "refcoco":
+            sections = [
+                output.split(f"== {title}\n")[1].split("\n\n==")[0] for output in (done.stdout, again.stdout)
+            ]
+            assert shown in sections[0]
+            assert sections[0] == sections[1]
     os.utime(model, (0, 0))  # another model
-    run_stubbed(stub_checkout, "vqa/evaluate.sh")
+    run_stubbed(stub_checkout, f"{task}/evaluate.sh")
     assert calls(stub_checkout) == work
+
+
+@pytest.mark.parametrize("missing", ["model", "data"])
+def test_an_embedded_evaluation_says_which_file_is_missing(stub_checkout: Path, missing: str) -> None:
+    paths = {
+        "model": stub_checkout / "runs" / "vqa_nano" / "checkpoint_best.pt",
+        "data": stub_checkout / "data" / "digits" / "vqa_test.tsv",
+    }
+    for name, path in paths.items():
+        path.parent.mkdir(parents=True)
+        if name != missing:
+            path.write_text("0\n")
+    done = run_stubbed(stub_checkout, "vqa/evaluate.sh")
+    assert done.returncode == 2
+    said = f"error: {paths[missing]} is missing: first run bash run_scripts/vqa/train.sh"
+    assert done.stdout.startswith(said)
 
 
 def test_installs_again_only_after_a_change(stub_checkout: Path) -> None:

@@ -13,8 +13,10 @@ from ofa_fairseq.prepare.__main__ import main
 PICTURES = {"7": ["a dog runs.", "the dog"], "8": ["a cat"], "9": ["two birds, on a wire", "birds"]}
 
 
-def counted(folder: Path, rows: Sequence[Sequence[str]], *flags: str) -> DocumentFrequencies:
-    data, out = write_tsv(folder / "train.tsv", rows), folder / "frequencies.json.gz"
+def counted(
+    folder: Path, rows: Sequence[Sequence[str]], *flags: str, name: str = "frequencies.json.gz"
+) -> DocumentFrequencies:
+    data, out = write_tsv(folder / "train.tsv", rows), folder / name
     main(["document_frequencies", "--data", str(data), "--out", str(out), *flags])
     return DocumentFrequencies.load(out)
 
@@ -54,3 +56,23 @@ def test_nothing_to_count_is_an_error(tmp_path: Path) -> None:
         counted(tmp_path, [["0", "7", ""]])
     with pytest.raises(SystemExit, match="expected two columns"):
         counted(tmp_path, joined(), "--selected-cols", "2")
+
+
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    assert counted(tmp_path, joined(), name="a/new/folder/frequencies.json.gz").num_documents == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("frequencies.json", "frequencies.json: expected a name that ends in .json.gz"),
+        ("coco-train-words.p", "coco-train-words.p: expected a name that ends in .json.gz"),
+        ("train.tsv/frequencies.json.gz", "File exists|Not a directory"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_refused_before_counting(
+    tmp_path: Path, name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ofa_fairseq.prepare.document_frequencies.tqdm", pytest.fail)
+    with pytest.raises(SystemExit, match=said):
+        counted(tmp_path, joined(), name=name)

@@ -7,8 +7,7 @@ picture; sentencepiece.model and dict.txt are the text vocabulary; contact_sheet
 """
 
 import argparse
-import json
-import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,10 @@ from ...data.text_normalize import REFERENCE_SEPARATOR
 from ..sentencepiece_model import train_sentencepiece
 from .captions import CAPTIONS_PER_SCENE, captions
 from .drawing import draw
+from .folder import SETTINGS, make_once
 from .handwriting import SPLITS
 from .scenes import Scene, random_scenes, read_scenes
 from .vocabulary_texts import vocabulary_texts
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 3  # raised when the same settings give other files, so that folders made before are made anew
 DEFAULT_COUNTS = {"train": 20_000, "valid": 1_000, "test": 1_000}
@@ -97,18 +95,13 @@ def run(args: argparse.Namespace) -> None:
     counts = {split: getattr(args, split) for split in SPLITS}
     if min(counts.values()) < 1:
         raise ValueError(f"expected at least one scene in each split, got {counts}")
-    settings = json.dumps({"format": FORMAT, "seed": args.seed, **counts}) + "\n"
-    stamp = args.out / "settings.json"
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == settings:
-        logger.info("%s has this data set already", args.out)
-        return
-    args.out.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
+    settings = {"format": FORMAT, "seed": args.seed, **counts}
+    make_once(args.out / SETTINGS, settings, lambda: _write_all(args.out, counts, args.seed))
+
+
+def _write_all(out: Path, counts: Mapping[str, int], seed: int) -> None:
     for split, count in counts.items():
-        _write_split(args.out, split, count, args.seed)
-    _write_single_captions(args.out, args.seed)
-    _write_vocabulary(args.out)
-    _write_contact_sheet(args.out)
-    with atomic_write(stamp) as file:
-        file.write(settings)
-    logger.info("wrote %s", args.out)
+        _write_split(out, split, count, seed)
+    _write_single_captions(out, seed)
+    _write_vocabulary(out)
+    _write_contact_sheet(out)

@@ -1,13 +1,15 @@
-"""Pictures of scenes: bright handwriting blended onto dark, varied, slightly noisy backgrounds."""
+"""Pictures of scenes: bright handwriting blended onto dark backgrounds, varied and slightly noisy or plain."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from .handwriting import glyph
-from .scenes import COLOURS, PICTURE_SIDE, Scene
+from .scenes import COLOURS, PICTURE_SIDE, PlacedDigit, Scene
 
 TEXTURE_SIDE = 6  # control points of the smooth background along each side
+PLAIN_BACKGROUND = (30, 30, 30)
+PLAIN_BACKGROUND = (30, 30, 30)
 
 
 def _background(rng: np.random.Generator) -> NDArray[np.float32]:
@@ -31,8 +33,28 @@ def draw(scene: Scene) -> Image.Image:
     canvas = _background(rng)
     noise = rng.normal(0, rng.uniform(1, 6), (PICTURE_SIDE, PICTURE_SIDE, 1))
     for digit in scene.digits:
-        x0, y0, x1, y1 = digit.box
-        opacity = glyph(digit.sample, digit.size)[..., None]
-        shade = np.asarray(COLOURS[digit.colour]) + rng.normal(0, 6, 3)
-        canvas[y0:y1, x0:x1] += opacity * (shade - canvas[y0:y1, x0:x1])
-    return Image.fromarray(np.clip((canvas + noise).round(), 0, 255).astype(np.uint8))
+        _blend(canvas, digit, np.asarray(COLOURS[digit.colour]) + rng.normal(0, 6, 3))
+    return _to_image(canvas + noise)
+
+
+def draw_plain(scene: Scene) -> Image.Image:
+    """The digits of a scene in the exact colours of their names on one dark grey, 64x64 RGB.
+
+    Nothing is in the picture that a caption can't tell, but the handwriting and a few pixels of place: what has to
+    draw such pictures itself spends nothing on backgrounds and noise.
+    """
+    canvas = np.full((PICTURE_SIDE, PICTURE_SIDE, 3), PLAIN_BACKGROUND, np.float32)
+    for digit in scene.digits:
+        _blend(canvas, digit, np.asarray(COLOURS[digit.colour]))
+    return _to_image(canvas)
+
+
+def _blend(canvas: NDArray[np.float32], digit: PlacedDigit, shade: NDArray) -> None:
+    """Writes a digit onto the canvas [64, 64, 3], in place."""
+    x0, y0, x1, y1 = digit.box
+    opacity = glyph(digit.sample, digit.size)[..., None]
+    canvas[y0:y1, x0:x1] += opacity * (shade - canvas[y0:y1, x0:x1])
+
+
+def _to_image(canvas: NDArray) -> Image.Image:
+    return Image.fromarray(np.clip(canvas.round(), 0, 255).astype(np.uint8))

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .scenes import COLOURS, DIGIT_WORDS, QUADRANTS, SIZES, PlacedDigit, Scene
+from .scenes import COLOURS, DIGIT_WORDS, QUADRANTS, SIZES, Scene
 
 # Phrase -> how the digit named before it stands to the digit named after it: columns, rows; -1 left or above.
 _RELATIONS = {
@@ -137,23 +137,44 @@ class Reading:
         return {name: right / total if total else float("nan") for name, (right, total) in parts.items()}
 
 
-def _match(mentions: list[Mention], scene: Scene) -> dict[int, PlacedDigit]:
-    """Mention index -> the scene's digit that it is taken to mean.
+class SeenDigit(Protocol):
+    """What there is to a digit in a picture, whether it was placed there or found there; None is unknown."""
+
+    @property
+    def digit(self) -> int | None: ...
+    @property
+    def colour(self) -> str: ...
+    @property
+    def size(self) -> str: ...
+    @property
+    def quadrant(self) -> str | None: ...
+    @property
+    def column(self) -> int: ...
+    @property
+    def row(self) -> int: ...
+
+
+Seen = TypeVar("Seen", bound=SeenDigit)
+
+
+def match(mentions: Sequence[Mention], digits: Sequence[Seen]) -> dict[int, Seen]:
+    """Mention index -> the digit of the picture that it is taken to mean.
 
     The one-to-one assignment under which most of digit, colour, size and place agree. Of several, the one
     with more digits right, then the one nearest to the reading order (which parts two digits that look the
     same).
     """
-    value = np.zeros((len(mentions), len(scene.digits)))
+    value = np.zeros((len(mentions), len(digits)))
     for i, mention in enumerate(mentions):
-        for j, digit in enumerate(scene.digits):
+        for j, digit in enumerate(digits):
             said = (mention.colour, mention.size, mention.place)
             agree = sum(a == b for a, b in zip(said, (digit.colour, digit.size, digit.quadrant)))
             value[i, j] = 1.1 * (mention.digit == digit.digit) + agree - 1e-3 * abs(i - j)
-    return {int(i): scene.digits[j] for i, j in zip(*linear_sum_assignment(value, maximize=True))}
+    return {int(i): digits[j] for i, j in zip(*linear_sum_assignment(value, maximize=True))}
 
 
-def _holds(relation: Relation, first: PlacedDigit | None, second: PlacedDigit | None) -> bool:
+def holds(relation: Relation, first: SeenDigit | None, second: SeenDigit | None) -> bool:
+    """Whether two digits stand to each other as a relation says; not so if one of them is missing."""
     if first is None or second is None:
         return False
     columns, rows = first.column - second.column, first.row - second.row
@@ -163,17 +184,17 @@ def _holds(relation: Relation, first: PlacedDigit | None, second: PlacedDigit | 
 def read_caption(caption: str, scene: Scene) -> Reading:
     """What a caption says right about a scene.
 
-    Each scene digit counts as named right in digit, colour and size by the mention that `_match` assigns to
+    Each scene digit counts as named right in digit, colour and size by the mention that `match` assigns to
     it. A digit is invented if it is mentioned more often than the scene has it. Exact means that every
     digit is named with its size and colour, nothing else is named, and every place and relation that the
     caption states is true.
     """
     mentions = parse_caption(caption)
-    meant = _match(mentions, scene)
+    meant = match(mentions, scene.digits)
     pairs = [(mentions[i], digit) for i, digit in meant.items()]
     places = [(mention.place, meant.get(i)) for i, mention in enumerate(mentions) if mention.place]
     relations = [
-        _holds(relation, meant.get(i), meant.get(relation.other))
+        holds(relation, meant.get(i), meant.get(relation.other))
         for i, mention in enumerate(mentions)
         for relation in mention.relations
     ]

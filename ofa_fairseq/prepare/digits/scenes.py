@@ -1,7 +1,7 @@
 """What is where: a scene of one to four handwritten digits, at most one in each quadrant of the picture."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -110,11 +110,31 @@ def _place_digit(rng: np.random.Generator, quadrant: int, handwriting: Handwriti
     )
 
 
-def random_scene(rng: np.random.Generator, image_id: str, handwriting: Handwriting) -> Scene:
-    """A scene of one to four digits, each number equally often, in the given handwriting."""
-    quadrants = sorted(rng.permutation(len(QUADRANTS))[: rng.integers(1, 5)])
-    digits = tuple(_place_digit(rng, int(quadrant), handwriting) for quadrant in quadrants)
-    return Scene(image_id, digits, background_seed=int(rng.integers(2**31)))
+def random_scene(
+    rng: np.random.Generator,
+    image_id: str,
+    handwriting: Handwriting,
+    count: int | None = None,
+    allowed: Callable[[PlacedDigit], bool] = lambda digit: True,
+) -> Scene:
+    """A scene in the given handwriting.
+
+    Args:
+        rng: makes all choices.
+        image_id: name of the scene.
+        handwriting: the samples to choose from.
+        count: number of digits, 1 to 4; None for a random one, each equally often.
+        allowed: digits that are not are drawn anew.
+    """
+    order = rng.permutation(len(QUADRANTS))
+    quadrants = sorted(order[: rng.integers(1, 5) if count is None else count])
+    digits = []
+    for quadrant in quadrants:
+        digit = _place_digit(rng, int(quadrant), handwriting)
+        while not allowed(digit):
+            digit = _place_digit(rng, int(quadrant), handwriting)
+        digits.append(digit)
+    return Scene(image_id, tuple(digits), background_seed=int(rng.integers(2**31)))
 
 
 def random_scenes(split: str, count: int, seed: int) -> Iterator[Scene]:

@@ -162,15 +162,20 @@ def text_alone(rows: Sequence[Row], train: Sequence[Row], metric: RowMetric) -> 
     return [by_text.get(row.text, by_kind.get(row.kind, "")) for row in rows]
 
 
-def table(rows: Sequence[Row], columns: dict[str, Floats]) -> str:
-    """Mean scores in percent: a line for each kind and one for all rows."""
-    kinds = np.array([row.kind for row in rows])
-    groups = {kind: kinds == kind for kind in sorted(set(kinds))} | {"all": np.ones(len(rows), bool)}
+def table(row_kinds: Sequence[str], columns: dict[str, Floats]) -> str:
+    """Mean scores in percent: a line for each kind and one for all rows. A score that is nan is not counted."""
+    kinds = np.array(row_kinds)
+    groups = {kind: kinds == kind for kind in sorted(set(kinds))} | {"all": np.ones(len(kinds), bool)}
     lines = [f"{'kind':16}{'rows':>7}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)]
     for kind, members in groups.items():
-        numbers = (f"{100 * score[members].mean():>{len(name) + 3}.1f}" for name, score in columns.items())
+        numbers = (f"{100 * _mean(score[members]):>{len(name) + 3}.1f}" for name, score in columns.items())
         lines.append(f"{kind:16}{members.sum():>7}" + "".join(numbers))
     return "\n".join(lines)
+
+
+def _mean(score: Floats) -> float:
+    counted = score[~np.isnan(score)]
+    return float(counted.mean()) if len(counted) else float("nan")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -188,4 +193,5 @@ def run(args: argparse.Namespace) -> None:
     if args.train:
         outputs["text alone"] = text_alone(rows, read_rows(args.train, task), metric)
     outputs["majority"] = majority(rows, metric)
-    print(table(rows, {name: scores(texts, rows, metric) for name, texts in outputs.items()}))
+    columns = {name: scores(texts, rows, metric) for name, texts in outputs.items()}
+    print(table([row.kind for row in rows], columns))

@@ -14,7 +14,6 @@ the phrases in refcoco_absent_test.tsv fit no digit; their boxes are empty. ans2
 
 import argparse
 import json
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,12 +22,11 @@ from tqdm import tqdm
 from ...data.files import atomic_write
 from ...metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
 from .balance import Balance
+from .folder import digits_settings, make_once
 from .phrases import Phrase, phrases, present_or_absent
 from .premises import Premise, premises, premises_and_claims
 from .questions import Question, all_answers, description_tasks, questions
 from .scenes import Scene, read_scenes
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 3  # raised when the same settings give other files
 OBJECT_LABELS = "digit"  # what a detector might say; the scene's own labels would tell the answers
@@ -101,21 +99,12 @@ def _write(digits: Path, name: str, balance: Balance) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises ValueError if the folder has no scenes yet."""
-    base, stamp = args.digits / "settings.json", args.digits / "tasks_settings.json"
-    if not base.exists():
-        raise ValueError(
-            f"{args.digits}: expected a folder that the command `digits` has made; {base} is missing"
-        )
-    scenes = json.loads(base.read_text(encoding="utf-8"))
-    settings = json.dumps({"format": FORMAT, "seed": args.seed, "scenes": scenes}) + "\n"
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == settings:
-        logger.info("%s has these examples already", args.digits)
-        return
-    stamp.unlink(missing_ok=True)
+    settings = {"format": FORMAT, "seed": args.seed, "scenes": digits_settings(args.digits)}
+    make_once(args.digits / "tasks_settings.json", settings, lambda: _write_all(args.digits, args.seed))
+
+
+def _write_all(digits: Path, seed: int) -> None:
     for number, name in enumerate(FILES):
-        _write(args.digits, name, Balance(args.seed, number))
-    with atomic_write(args.digits / "ans2label.json") as file:
+        _write(digits, name, Balance(seed, number))
+    with atomic_write(digits / "ans2label.json") as file:
         json.dump({answer: index for index, answer in enumerate(all_answers())}, file)
-    with atomic_write(stamp) as file:
-        file.write(settings)
-    logger.info("wrote questions, phrases and premises into %s", args.digits)
