@@ -38,8 +38,9 @@ class TimedEnsemble(OFAEnsemble):
     ) -> tuple[Tensor, Tensor | None]:
         self.begun.append(time.perf_counter() - sum(self.anew))
         if self.stride and (len(self.begun) - 1) % self.stride == 0:
+            nothing: list[Any] = [None] * len(incremental_states)
             start = time.perf_counter()
-            super().forward_decoder(tokens, encoder_outs, [None] * len(incremental_states), temperature)
+            super().forward_decoder(tokens, encoder_outs, nothing, temperature)
             self.anew.append(time.perf_counter() - start)
         return super().forward_decoder(tokens, encoder_outs, incremental_states, temperature)
 
@@ -92,7 +93,9 @@ def main() -> None:
     print(f"  one of the last 10 %  {1e3 * statistics.median(lasts):8.3f} ms")
     ratios = [last / first for first, last in zip(firsts, lasts)]
     print(f"  ratio                 {statistics.median(ratios):8.2f}    (median of {args.repeats} runs)")
-    print(f"  recomputing prefixes  {recomputing / incremental:8.1f}    times the time, every {args.stride}th code timed")
+    print(
+        f"  recomputing prefixes  {recomputing / incremental:8.1f}    times the time, every {args.stride}th code timed"
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ NANO_FLAGS=(
 )
 CRITERION=adjust_label_smoothed_cross_entropy
 LABEL_SMOOTHING=0.1
+EMBEDDED_DATA=: # what makes a task's data out of the scenes
 EMBEDDED_START=caption # the task whose model embedded trainings start from, or none
 
 embedded_model() {
@@ -61,10 +62,10 @@ train_and_evaluate() {
     choose_precision
     if [[ -n $EMBEDDED ]]; then
         prepare_digits
-        if [[ $EMBEDDED_START != none ]]; then
-            [[ -f $RESTORE_FILE ]] || alone bash "$ROOT/run_scripts/$EMBEDDED_START/train.sh"
-            [[ $task == caption ]] || prepare_digit_tasks
+        if [[ $EMBEDDED_START != none && ! -f $RESTORE_FILE ]]; then
+            alone bash "$ROOT/run_scripts/$EMBEDDED_START/train.sh"
         fi
+        "$EMBEDDED_DATA"
         for file in "${@:2}"; do paths+=("$DIGITS/$file.tsv"); done
         DATA=$(IFS=,; echo "${paths[*]}") BPE_DIR=$DIGITS
     fi

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 FACTOR = 8  # pixels per code along a side
 EMBED_DIM = {"gumbel": 64, "nearest": 16}
 WARMUP_SHARE = 0.05
+GROUND_SHARE = 0.5  # of the updates, until the weight of the ground's codes is reached
 PATIENCE = 200  # updates that a code may go unused
 SHEET_PICTURES = 16
 EVALUATION_BATCH = 100
@@ -320,7 +321,9 @@ class Training:
         error = weighted_error(pictures, reconstructions.float(), 1 + args.foreground_weight * near)
         loss = error + quantized.loss
         if args.ground_weight:
-            loss = loss + args.ground_weight * ground_error(quantized.vectors.float(), distance)
+            # Full weight from the beginning can end in one code for everything.
+            weight = args.ground_weight * min(1.0, self.update / (GROUND_SHARE * args.updates))
+            loss = loss + weight * ground_error(quantized.vectors.float(), distance)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..data.drawing_folder import DrawingFolder
 from ..data.example import Batch, Example
 from ..data.images import decode_image
+from ..data.tsv import TsvFile
 from ..generation.answer_space import AnswerSpace, TokenRange
 from ..generation.drawer import Drawer
 from ..metrics.picture_scorers import picture_scorer
@@ -142,7 +143,7 @@ class ImageGenTask(OFATask):
         Raises:
             ValueError: if the model draws pictures of another size.
         """
-        model = super().build_model(cfg, from_checkpoint)
+        model: Any = super().build_model(cfg, from_checkpoint)
         if model.cfg.code_image_size != self.cfg.code_image_size:
             raise ValueError(
                 f"the model draws {model.cfg.code_image_size} pixels a side, the task expects"
@@ -164,7 +165,10 @@ class ImageGenTask(OFATask):
         text = row.get("drawing")
         if text is not None and not text.strip() and split.startswith(("train", "valid")):
             raise ValueError("there are no image codes")
-        values = {"caption": caption, "drawing": self.parse_codes(text or "") or [0] * self.num_codes}
+        values: dict[str, Any] = {
+            "caption": caption,
+            "drawing": self.parse_codes(text or "") or [0] * self.num_codes,
+        }
         compares = self.cfg.eval_clip_method == "ii_sim" and "picture" in row
         shown = decode_image(row["picture"], root) if compares else None
         return self.make_example(row["id"], values, code_target=True, references=[caption], shown=shown)
@@ -238,12 +242,25 @@ class ImageGenTask(OFATask):
     # -- generation -----------------------------------------------------------------------------------
 
     def answer_space(self) -> AnswerSpace:
-        """As many codes as a picture has, within `--constraint-range`."""
-        range_of_codes = super().answer_space() or TokenRange(
-            *self.vocabulary.code_range, len(self.vocabulary)
-        )
-        start, end = range_of_codes.start, range_of_codes.end
-        return TokenRange(start, end, len(self.vocabulary), length=self.num_codes, eos=self.vocabulary.eos)
+        """As many codes as a picture has, within `--constraint-range`.
+
+        Raises:
+            ValueError: for a range that has other tokens than codes.
+        """
+        v, given = self.vocabulary, self.cfg.constraint_range
+        start, end = v.code_range
+        if given is not None:
+            chosen = TokenRange.parse(given, len(v))
+            if chosen.start < start or chosen.end > end:
+                raise ValueError(
+                    f"--constraint-range {given}: the image codes are tokens {start} to {end - 1}"
+                )
+            start, end = chosen.start, chosen.end
+        return TokenRange(start, end, len(v), length=self.num_codes, eos=v.eos)
+
+    def prepare_split(self, split: str, rows: TsvFile) -> None:
+        """A wrong range should be told before training, not by an infinite loss."""
+        self.answer_space()
 
     def build_generator(
         self,
@@ -254,7 +271,7 @@ class ImageGenTask(OFATask):
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
         """See `GeneratingTask.build_generator`: one that draws at random, and as many tokens as needed."""
-        options = OmegaConf.to_container(args) if isinstance(args, DictConfig) else vars(args)
+        options: Any = OmegaConf.to_container(args) if isinstance(args, DictConfig) else vars(args)
         lengths = {"min_len": self.num_codes, "max_len_a": 0, "max_len_b": self.num_codes}
         extra = {"gen_code": True, **(extra_gen_cls_kwargs or {})}
         if (

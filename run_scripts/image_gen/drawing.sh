@@ -25,8 +25,8 @@ choose_drawing() {
     for name in vqgan-model-path vqgan-config-path clip-model-path caption-model-path; do
         variable=$(variable_of "$name")
         [[ -n ${!variable} ]] || continue
-        # Those of the embedded tokenizer are still to be made.
-        if [[ -z $EMBEDDED || $name != vqgan-* ]]; then require_file "$name"; fi
+        # Those of embedded runs may still have to be made.
+        if [[ -z $EMBEDDED ]]; then require_file "$name"; fi
         DRAWING+=("--$name" "${!variable}")
     done
     if [[ -n $RANK_BY ]]; then DRAWING+=(--rank-by "$RANK_BY"); fi

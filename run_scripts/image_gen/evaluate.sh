@@ -36,10 +36,12 @@ EMBEDDED_SEEDS=(1 2 3)
 
 # -- input -------------------------------------------------------------------------------------------------
 
+# One digit, pairs of digit and colour that training never shows, two digits.
+EMBEDDED_FILES=("$DIGITS"/drawings_{test,unseen,two}.tsv)
 choose_evaluation image_gen drawings_test
 choose_drawing
 require_count samples
-if [[ -n $EMBEDDED ]]; then SELECTED_COLS=0,3 SAMPLES=1 SAMPLING_TOPK=$EMBEDDED_TOPK; fi
+if [[ -n $EMBEDDED ]]; then SELECTED_COLS=0,3 SAMPLING_TOPK=$EMBEDDED_TOPK; fi
 METRICS=()
 if [[ -n $REAL ]]; then
     require_file real
@@ -82,6 +84,8 @@ spread_over_slurm "${ARGUMENTS[@]}"
 count_processes
 choose_precision
 if [[ -n $EMBEDDED ]]; then
+    DATA=$RESULTS_PATH/captions.tsv
+    if [[ -z $DRY_RUN ]] && is_leader; then cat "${EMBEDDED_FILES[@]}" >"$DATA"; fi
     draw_seeds plain
     draw_seeds guided --guidance "$EMBEDDED_GUIDANCE"
     SHOWN=$RESULTS_PATH/guided/${EMBEDDED_SEEDS[0]}/drawings/pictures.tsv

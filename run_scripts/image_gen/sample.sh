@@ -23,13 +23,16 @@ option precision "" "fp16, bf16 or fp32 (default: fp16 on GPUs)"
 option seed 1 "another one gives other drawings"
 drawing_options
 sampling_options 9 50
-[[ $# -gt 0 && $1 != -* ]] || set -- --help
-SENTENCE=$1
-read_options "${@:2}"
+SENTENCE=''
+if (($#)) && [[ $1 != -* ]]; then
+    SENTENCE=$1
+    shift
+fi
+read_options "$@"
 
 # -- input -------------------------------------------------------------------------------------------------
 
-[[ -n ${SENTENCE//[[:space:]]/} ]] || fail "the sentence is empty"
+[[ -n ${SENTENCE//[[:space:]]/} ]] || fail "expected a sentence first; see --help"
 [[ $SENTENCE != *[$'\t\n']* ]] || fail "the sentence has a tab or a line break"
 require_count samples
 require_choice precision "${PRECISIONS[@]}"

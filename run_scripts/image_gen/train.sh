@@ -28,7 +28,7 @@ read_options "$@"
 
 # -- settings ----------------------------------------------------------------------------------------------
 
-EMBEDDED_START=none
+EMBEDDED_START=none EMBEDDED_DATA=prepare_drawings
 EMBEDDED_FLAGS=(
     --code-image-size 64 --num-code 64 --drop-caption 0.1 --max-src-length 40
     --eval-args '{"beam":1,"sampling_topk":50}' --report-accuracy
@@ -59,7 +59,5 @@ if [[ -z $EMBEDDED && $CONSTRAINT_RANGE != none ]]; then RECIPE+=(--constraint-r
 if [[ -n $RANKED ]]; then RECIPE+=(--best-checkpoint-metric score --maximize-best-checkpoint-metric); fi
 
 # -- work --------------------------------------------------------------------------------------------------
-
-embedded_data() { prepare_drawings; }
 
 train_and_evaluate image_gen image_gen_train image_gen_valid

@@ -29,6 +29,7 @@ EMBEDDED_FLAGS=(
     --rows-per-picture 3 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}'
     --lr 2e-4 --max-update 300
 )
+EMBEDDED_DATA=prepare_digit_tasks
 EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=0 # no limit but that of updates
 
 PUBLISHED_BATCH=2

@@ -47,7 +47,7 @@ def test_rows_are_pictures_of_the_scenes_with_a_true_caption(data: Path, name: s
     assert len(rows) == len(truth) == COUNTS[name]
     for number, scene in enumerate(truth.values()):
         uniq_id, image_id, picture, text = rows[number]
-        assert (uniq_id, image_id) == (str(number), scene.image_id)
+        assert (uniq_id, image_id) == (f"{name}-{number}", scene.image_id)
         assert read_caption(text, scene).score()["exact"] == 1
         pixels = np.asarray(decode_image(picture, data)).astype(int)
         assert pixels.shape == (64, 64, 3)

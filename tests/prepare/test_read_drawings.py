@@ -21,7 +21,7 @@ from ofa_fairseq.prepare.digits import PlacedDigit, Scene, captions
 from ofa_fairseq.prepare.digits.drawing import draw_plain
 from ofa_fairseq.prepare.digits.drawing_reader import FoundDigit
 from ofa_fairseq.prepare.digits.drawings_command import captioned_scenes
-from ofa_fairseq.prepare.digits.read_drawings import drawing_scores, kind_of, shuffled
+from ofa_fairseq.prepare.digits.read_drawings import drawing_scores, number_named, shuffled
 from ofa_fairseq.prepare.digits.scenes import DIGIT_WORDS
 
 COLUMNS = ["digit+colour", "digit", "colour", "size", "place", "relation", "number"]
@@ -203,9 +203,9 @@ def test_true_pictures_score_in_every_column(number: int) -> None:
 def test_every_caption_gets_another_one_of_its_kind(numbers: list[int]) -> None:
     texts = [captions(TRAINING[number])[0] for number in numbers]
     others = shuffled(texts)
-    assert [kind_of(text) for text in others] == [kind_of(text) for text in texts]
-    for kind in set(map(kind_of, texts)):
-        distinct = {text for text in texts if kind_of(text) == kind}
+    assert [number_named(text) for text in others] == [number_named(text) for text in texts]
+    for kind in set(map(number_named, texts)):
+        distinct = {text for text in texts if number_named(text) == kind}
         given_ = {text: other for text, other in zip(texts, others) if text in distinct}
         assert set(given_.values()) == distinct
         assert len(distinct) == 1 or all(text != other for text, other in given_.items())
@@ -213,7 +213,7 @@ def test_every_caption_gets_another_one_of_its_kind(numbers: list[int]) -> None:
 
 def test_kinds_say_how_many_digits_a_caption_names() -> None:
     texts = [" ".join(DIGIT_WORDS[:count]) for count in (1, 2, 4)]
-    assert [kind_of(text) for text in texts] == ["one digit", "two digits", "four digits"]
+    assert [number_named(text) for text in texts] == ["one digit", "two digits", "four digits"]
 
 
 RED_SEVEN = DRAWN[0][1]

@@ -247,6 +247,17 @@ def test_a_narrower_range_is_kept_to(tmp_path: Path, sentencepiece_dir: Path) ->
             assert set(task.vocabulary.codes(hypothesis["tokens"][:-1].tolist())) <= {2, 3, 4}
 
 
+def test_a_range_beyond_the_codes_is_refused(tmp_path: Path, sentencepiece_dir: Path) -> None:
+    with pytest.raises(
+        ValueError, match="--constraint-range 50265,58457: the image codes are tokens|token range"
+    ):
+        drawing(tmp_path, sentencepiece_dir, "--constraint-range", "50265,58457")
+    with pytest.raises(
+        ValueError, match="--constraint-range 10,20: the image codes are tokens [0-9]+ to [0-9]+"
+    ):
+        drawing(tmp_path, sentencepiece_dir, "--constraint-range", "10,20")
+
+
 def distribution(task: Any, model: Any, batch: Any, guidance: float) -> torch.Tensor:
     """By hand: of the first row, log-probabilities of all 16^2 beginnings of two codes."""
     codes = torch.tensor(task.vocabulary.code_ids(range(16)))

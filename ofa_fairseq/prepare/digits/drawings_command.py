@@ -9,8 +9,8 @@ released tokenizer script takes (uniq-id, image-id, picture, text; one caption a
     drawings_unseen.tsv    one digit of a colour that it never has in all other files
     drawings_two.tsv       two digits
 
-drawings_scenes_*.jsonl tell what is where in each picture. Handwriting is split as that of the other files: the last
-three take the test samples. Pictures are PNG, since JPEG would blur the colours.
+The first id is FILE-NUMBER. drawings_scenes_*.jsonl tell what is where in each picture. Handwriting is split as that of
+the other files: the last three take the test samples. Pictures are PNG, since JPEG would blur the colours.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from .folder import digits_settings, make_once
 from .handwriting import handwriting_splits
 from .scenes import COLOURS, PlacedDigit, Scene, random_scene
 
-FORMAT = 1  # raised when the same settings give other files
+FORMAT = 2  # raised when the same settings give other files
 SINGLE_SHARE = 0.7  # of the training scenes
 UNSEEN_PAIRS = 8
 FIRST_IMAGE_ID = 11_000_000  # those of the command `digits` are smaller
@@ -96,11 +96,11 @@ def _write(digits: Path, name: str, count: int, seed: int, handwriting_seed: int
         atomic_write(digits / f"drawings_scenes_{name}.jsonl") as truth,
         atomic_write(digits / f"drawings_{name}.tsv") as rows,
     ):
-        for uniq_id, (scene, caption) in enumerate(
+        for number, (scene, caption) in enumerate(
             tqdm(scenes, total=count, desc=f"drawings {name}", unit="scene")
         ):
             truth.write(scene.to_json() + "\n")
-            columns = str(uniq_id), scene.image_id, encode_image(draw_plain(scene)), caption
+            columns = f"{name}-{number}", scene.image_id, encode_image(draw_plain(scene)), caption
             rows.write("\t".join(columns) + "\n")
 
 

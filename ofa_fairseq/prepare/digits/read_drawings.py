@@ -8,12 +8,15 @@ counts as right in a column if all that its caption names of it is there:
     relation       "above", "to the left of", ...
     number         as many digits as are named, and no other shape beside them
 
-The second table is chance: the same pictures with the captions of others that name as many digits.
+The second table is chance: the same pictures with the captions of others that name as many digits. Lines are for kinds
+of rows: what stands before the - in their ids, or else how many digits they name. Of several lists (drawings of the
+same captions with other seeds) the last table shows how much the first column varies.
 """
 
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,13 +33,15 @@ from .reading import Mention, holds, match, parse_caption
 from .scenes import DIGIT_WORDS, PICTURE_SIDE, read_scenes
 from .scoring_by_kind import table
 
-PICTURE_COLUMN, TEXT_COLUMN = 2, 3  # of a TSV of real pictures
+ID_COLUMN, PICTURE_COLUMN, TEXT_COLUMN = 0, 2, 3  # of a TSV of real pictures
+FIRST_COLUMN = "digit+colour"
 BATCH_SIZE = 50  # pictures that are reconstructed at once
 
 
 class CaptionedPicture(NamedTuple):
     """A picture and the text that it should show; `origin` says in errors where it is from."""
 
+    kind: str
     caption: str
     picture: Image.Image
     origin: str
@@ -45,7 +50,9 @@ class CaptionedPicture(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--digits", type=Path, required=True, help="folder with the data of `digit_drawings`")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--pictures", type=Path, help="TSV file in which image generation lists its pictures")
+    source.add_argument(
+        "--pictures", type=Path, nargs="+", help="TSV files in which image generation lists its pictures"
+    )
     source.add_argument(
         "--real",
         type=Path,
@@ -75,20 +82,20 @@ def drawn_pictures(path: Path, ranks: str) -> Iterator[CaptionedPicture]:
         raise ValueError(f"{path}: expected pictures of rank 0, there are none")
     for drawn in listed:
         try:
-            yield CaptionedPicture(drawn.caption, drawn.load(), str(drawn.path))
+            kind = kind_of(drawn.id, drawn.caption)
+            yield CaptionedPicture(kind, drawn.caption, drawn.load(), str(drawn.path))
         except ImageError as error:
             raise ValueError(f"{drawn.path}: {error}") from error
 
 
 def real_pictures(path: Path) -> Iterator[CaptionedPicture]:
     """The pictures of a TSV file; raises ValueError (`RowError` for a single row) or OSError."""
-    rows = TsvFile(path, [PICTURE_COLUMN, TEXT_COLUMN])
+    rows = TsvFile(path, [ID_COLUMN, PICTURE_COLUMN, TEXT_COLUMN])
     for number in range(len(rows)):
-        picture, caption = rows[number]
+        name, picture, caption = rows[number]
         try:
-            yield CaptionedPicture(
-                caption, decode_image(picture, rows.path.parent), f"{path}, row {number + 1}"
-            )
+            shown = decode_image(picture, rows.path.parent)
+            yield CaptionedPicture(kind_of(name, caption), caption, shown, f"{path}, row {number + 1}")
         except ImageError as error:
             raise rows.row_error(number, str(error)) from error
 
@@ -138,7 +145,7 @@ def _score(caption: str, found: Sequence[FoundDigit]) -> dict[str, float]:
         for relation in mention.relations
     ]
     return {
-        "digit+colour": _all([*digit, *colour]),
+        FIRST_COLUMN: _all([*digit, *colour]),
         "digit": _all(digit),
         "colour": _all(colour),
         "size": _all(_agreement(pairs, "size", "size")),
@@ -161,7 +168,12 @@ def _all(right: Sequence[bool]) -> float:
     return float(all(right)) if right else float("nan")
 
 
-def kind_of(caption: str) -> str:
+def kind_of(name: str, caption: str) -> str:
+    """What stands before the - in a row's id, or else how many digits its caption names."""
+    return name.rpartition("-")[0] or number_named(caption)
+
+
+def number_named(caption: str) -> str:
     """ "one digit", "two digits", ... by how many the caption names."""
     count = len(parse_caption(caption))
     word = DIGIT_WORDS[count] if count < len(DIGIT_WORDS) else str(count)
@@ -169,15 +181,25 @@ def kind_of(caption: str) -> str:
 
 
 def shuffled(captions: Sequence[str]) -> list[str]:
-    """For each caption the next different one of its kind, the same one wherever it stands.
+    """For each caption the next different one that names as many digits, the same one wherever it stands.
 
-    A caption that is the only one of its kind stays.
+    A caption without such another stays.
     """
     texts: dict[str, list[str]] = defaultdict(list)
     for caption in dict.fromkeys(captions):
-        texts[kind_of(caption)].append(caption)
+        texts[number_named(caption)].append(caption)
     following = {text: other for kind in texts.values() for text, other in zip(kind, [*kind[1:], kind[0]])}
     return [following[caption] for caption in captions]
+
+
+def spread_table(kinds: Sequence[str], score: Floats, lengths: Sequence[int]) -> str:
+    """Mean and standard deviation in percent over lists of so many rows, a line for each kind."""
+    lines = []
+    for kind in sorted(set(kinds)):
+        of_kind = np.where(np.array(kinds) == kind, score, np.nan)
+        means = [100 * np.nanmean(part) for part in np.split(of_kind, np.cumsum(lengths)[:-1])]
+        lines.append(f"{kind:16}{np.mean(means):10.1f} ± {np.std(means, ddof=1):.1f}")
+    return "\n".join(lines)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -186,7 +208,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             "--reconstructed-by is for --real pictures; drawn ones come from a tokenizer already"
         )
-    pictures = list(real_pictures(args.real) if args.real else drawn_pictures(args.pictures, args.ranks))
+    lists = [list(drawn_pictures(path, args.ranks)) for path in args.pictures or ()]
+    pictures = list(real_pictures(args.real)) if args.real else list(chain(*lists))
     for entry in pictures:
         if not parse_caption(entry.caption):
             raise ValueError(f"{entry.origin}: expected a caption that names digits, got {entry.caption!r}")
@@ -194,10 +217,14 @@ def run(args: argparse.Namespace) -> None:
         pictures = reconstructed(pictures, args.reconstructed_by)
     found = find_digits(pictures, training_reader(args.digits))
     captions = [entry.caption for entry in pictures]
-    kinds = [kind_of(caption) for caption in captions]
-    print(table(kinds, drawing_scores(captions, found)))
+    kinds = [entry.kind for entry in pictures]
+    scores = drawing_scores(captions, found)
+    print(table(kinds, scores))
     print("\nwith the captions of other pictures:")
     print(table(kinds, drawing_scores(shuffled(captions), found)))
+    if len(lists) > 1:
+        print(f"\n{FIRST_COLUMN} of {len(lists)} lists, mean and standard deviation:")
+        print(spread_table(kinds, scores[FIRST_COLUMN], list(map(len, lists))))
 
 
 def training_reader(digits: Path) -> DrawingReader:
