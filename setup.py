@@ -40,6 +40,9 @@ setup(
             "pycocoevalcap>=1.2",
             "ruff>=0.6",
             "mypy>=1.11",
+            "open_clip_torch>=3.0",
+            "torchmetrics>=1.4",
+            "torch-fidelity>=0.3",
         ],
     },
 )

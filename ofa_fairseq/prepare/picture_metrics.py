@@ -22,11 +22,11 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.drawn_pictures import DrawnPicture, read_drawn_pictures
 from ..data.images import ImageError, decode_image
 from ..data.tsv import RowError, TsvFile
+from ..drawing.drawn_pictures import DrawnPicture, read_drawn_pictures
+from ..drawing.picture_scorers import ClipScorer, unusable_weights
 from ..extras import import_extra
-from ..metrics.picture_scorers import ClipScorer, unusable_weights
 
 logger = logging.getLogger(__name__)
 

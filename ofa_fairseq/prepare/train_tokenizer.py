@@ -74,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=48,
         help="of the finest level; the other has twice as many (default 48)",
     )
-    parser.add_argument("--updates", type=int, default=2000, help="default 2000")
-    parser.add_argument("--batch-size", type=int, default=48, help="default 48")
+    parser.add_argument("--updates", type=int, default=3200, help="default 3200")
+    parser.add_argument("--batch-size", type=int, default=32, help="default 32")
     parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (default 3e-3)")
     parser.add_argument("--seed", type=int, default=1, help="default 1")
     parser.add_argument(

@@ -16,13 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.drawing_folder import DrawingFolder
 from ..data.example import Batch, Example
 from ..data.images import decode_image
 from ..data.tsv import TsvFile
+from ..drawing.drawer import Drawer
+from ..drawing.drawing_folder import DrawingFolder
+from ..drawing.picture_scorers import picture_scorer
 from ..generation.answer_space import AnswerSpace, TokenRange
-from ..generation.drawer import Drawer
-from ..metrics.picture_scorers import picture_scorer
 from ..models.image_tokenizer import ImageTokenizer
 from .ofa_task import OFATask
 from .options import OFATaskConfig
@@ -117,6 +117,10 @@ class ImageGenTask(OFATask):
             raise ValueError(f"--sampling-times {cfg.sampling_times}: expected 1 or more")
         if bool(cfg.vqgan_model_path) != bool(cfg.vqgan_config_path):
             raise ValueError("--vqgan-model-path and --vqgan-config-path: expected both or none")
+        if cfg.rank_by == "caption" and cfg.eval_clip_method == "ii_sim":
+            raise ValueError("--rank-by caption compares with texts: --eval-clip-method ii_sim needs CLIP")
+        if cfg.rank_by == "caption" and not cfg.caption_model_path:
+            raise ValueError("--rank-by caption: --caption-model-path is missing, a captioning checkpoint")
         for name in ("vqgan_model_path", "vqgan_config_path", "clip_model_path", "caption_model_path"):
             path = getattr(cfg, name)
             if path and not Path(path).is_file():

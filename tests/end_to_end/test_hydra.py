@@ -51,12 +51,15 @@ def train(digits: Path, tmp_path: Path) -> Train:
 NOT_COMPARED = {
     *("user_dir", "tensorboard_logdir", "save_dir", "finetune_from_model", "data", "bpe_dir"),
     *("lr_scheduler._name", "total_num_update"),
+    *("vqgan_model_path", "vqgan_config_path", "clip_model_path"),
 }
 SECTIONS = (
     *("common", "task", "model", "criterion", "dataset", "optimization", "optimizer", "lr_scheduler", "ema"),
     *("checkpoint", "distributed_training"),
 )
 PUBLISHED = ("--arch=ofa_base", "--restore-file=none", "--data={tsv},{tsv}")
+# Any files will do.
+TOOLS = ("--vqgan-model-path={tsv}", "--vqgan-config-path={tsv}", "--clip-model-path={tsv}")
 
 
 def composed(name: str) -> DictConfig:
@@ -84,13 +87,15 @@ def plain(value: object) -> object:
         ("vqa", "vqa/train", PUBLISHED, "32"),
         ("refcoco", "refcoco/train", PUBLISHED, "4"),
         ("snli_ve", "snli_ve/train", PUBLISHED, "8"),
+        ("image_gen_stage1", "image_gen/train", PUBLISHED, "32"),
+        ("image_gen_stage2", "image_gen/train_scst", [*PUBLISHED, *TOOLS], "32"),
     ],
 )
 def test_says_the_same_as_the_script(
     tmp_path: Path, name: str, script: str, options: list[str], gpus: str
 ) -> None:
     tsv = tmp_path / "a.tsv"
-    tsv.write_text("row\n")
+    tsv.write_text("\t".join("abcdef") + "\n")
     shown = dry_run(f"{script}.sh", *(option.format(tsv=tsv) for option in options), GPUS=gpus)
     expected, found = parse("training", flags_of("fairseq-train", shown)), composed(name)
     preset = parse(

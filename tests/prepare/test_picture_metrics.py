@@ -14,9 +14,9 @@ import torch
 from clip_builders import small_clip
 from PIL import Image
 
-from ofa_fairseq.data.drawn_pictures import DrawnPicture, write_drawn_pictures
 from ofa_fairseq.data.images import encode_image
-from ofa_fairseq.metrics.picture_scorers import ClipScorer
+from ofa_fairseq.drawing.drawn_pictures import DrawnPicture, write_drawn_pictures
+from ofa_fairseq.drawing.picture_scorers import ClipScorer
 from ofa_fairseq.prepare import picture_metrics
 
 CAPTIONS = ["a red dog", "a large red seven", "two cats"]

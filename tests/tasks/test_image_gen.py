@@ -22,7 +22,7 @@ from task_builders import (
     write_tsv,
 )
 
-from ofa_fairseq.data.drawn_pictures import read_drawn_pictures
+from ofa_fairseq.drawing.drawn_pictures import read_drawn_pictures
 from ofa_fairseq.models.image_tokenizer import ImageTokenizer
 
 # Pictures of 2 x 2 codes.

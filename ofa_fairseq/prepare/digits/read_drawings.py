@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ...data.drawn_pictures import read_drawn_pictures
 from ...data.images import ImageError, decode_image
 from ...data.tsv import TsvFile
+from ...drawing.drawn_pictures import read_drawn_pictures
 from ...metrics.cider import Floats
 from .drawing_reader import DrawingReader, FoundDigit
 from .reading import Mention, holds, match, parse_caption

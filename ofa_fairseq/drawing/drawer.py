@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..metrics.picture_scorers import PictureScorer
 from ..models.image_tokenizer import ImageTokenizer, to_images
 from ..vocabulary import Vocabulary
+from .picture_scorers import PictureScorer
 
 DECODED_AT_A_TIME = 32  # pictures, which bounds the memory of the tokenizer
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from .files import atomic_write
-from .images import decode_image
-from .tsv import TsvFile
+from ..data.files import atomic_write
+from ..data.images import decode_image
+from ..data.tsv import TsvFile
 
 
 class DrawnPicture(NamedTuple):

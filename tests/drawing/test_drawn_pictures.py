@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ofa_fairseq.data.drawn_pictures import DrawnPicture, read_drawn_pictures, write_drawn_pictures
 from ofa_fairseq.data.images import ImageError
 from ofa_fairseq.data.tsv import RowError
+from ofa_fairseq.drawing.drawn_pictures import DrawnPicture, read_drawn_pictures, write_drawn_pictures
 
 HEADER = "id\tcaption\trank\tscore\tpath\n"
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import file_digest
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from zipfile import ZipFile, is_zipfile
 
 import numpy as np
@@ -22,14 +22,12 @@ from ..criterions.label_smoothed import supervised_positions, supervised_tokens,
 from ..data.example import Batch, Example, collate
 from ..data.image_transforms import Picture
 from ..extras import import_extra
-from .cider import Floats
-from .row_metrics import checked_scores, import_function
+from ..metrics.cider import Floats
+from ..metrics.row_metrics import checked_scores, import_function
 
-if TYPE_CHECKING:  # tasks import this module
-    from ..tasks.caption import CaptionTask
-
-# Pictures [N] and a text for each -> scores [N], higher is better.
-PictureScorer = Callable[[Sequence[Image.Image], Sequence[str]], Floats]
+# Pictures [N] and for each what it should show, a text (or, with --eval-clip-method ii_sim, a picture) -> scores [N],
+# higher is better.
+PictureScorer = Callable[[Sequence[Image.Image], Sequence[Any]], Floats]
 # An image tower's transform: picture -> [3, S, S].
 Preprocess = Callable[[Image.Image], Tensor]
 
@@ -104,27 +102,34 @@ class ClipScorer:
         self.tokenize: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(model)
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Floats:
-        """Raises ValueError if the numbers of pictures and texts differ."""
-        _check_as_many(pictures, texts)
+    def __call__(self, pictures: Sequence[Image.Image], targets: Sequence[str | Image.Image]) -> Floats:
+        """Similarity of each picture to its text, or picture.
+
+        Raises:
+            ValueError: if the numbers of pictures and targets differ.
+        """
+        _check_as_many(pictures, targets)
         if not pictures:
             return np.zeros(0)
-        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # samples of a text share it
+        # Samples of a row share its target.
+        keys = [target if isinstance(target, str) else id(target) for target in targets]
+        distinct = dict(zip(keys, targets))
+        place = {key: i for i, key in enumerate(distinct)}
         # A reward is asked for in the middle of a training step, which may be in mixed precision.
         with torch.autocast(self.device.type, enabled=False):
-            of_texts = torch.cat([self._embed_texts(batch) for batch in self._batches(list(place))])
-            of_pictures = torch.cat([self._embed_pictures(batch) for batch in self._batches(pictures)])
-        cosines = (of_pictures * of_texts[[place[text] for text in texts]]).sum(1)
+            of_targets = torch.cat([self._embed(batch) for batch in self._batches(list(distinct.values()))])
+            of_pictures = torch.cat([self._embed(batch) for batch in self._batches(pictures)])
+        cosines = (of_pictures * of_targets[[place[key] for key in keys]]).sum(1)
         return cosines.double().cpu().numpy()
 
     def _batches(self, items: Sequence[Any]) -> list[Sequence[Any]]:
         return [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
 
-    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
-        return self.model.encode_text(self.tokenize(list(texts)).to(self.device), normalize=True)
-
-    def _embed_pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
-        pixels = torch.stack([self.preprocess(picture) for picture in pictures])
+    def _embed(self, items: Sequence[Any]) -> Tensor:
+        """Texts, or pictures."""
+        if isinstance(items[0], str):
+            return self.model.encode_text(self.tokenize(list(items)).to(self.device), normalize=True)
+        pixels = torch.stack([self.preprocess(picture) for picture in items])
         return self.model.encode_image(pixels.to(self.device), normalize=True)
 
 
@@ -198,7 +203,7 @@ class CaptionLikelihood:
         ValueError: the task is not captioning.
     """
 
-    def __init__(self, model: nn.Module, task: CaptionTask, batch_size: int = 16) -> None:
+    def __init__(self, model: nn.Module, task: Any, batch_size: int = 16) -> None:
         if getattr(task, "instruction_name", None) != "caption":
             raise ValueError(f"expected a captioning model (task caption), got one of {type(task).__name__}")
         self.model, self.task, self.batch_size = model.eval(), task, batch_size
@@ -249,7 +254,7 @@ def mean_log_probabilities(logits: Tensor, batch: Batch, pad: int) -> Tensor:
     return -summed / supervised.sum(1)
 
 
-def _check_as_many(pictures: Sequence[Image.Image], texts: Sequence[str]) -> None:
+def _check_as_many(pictures: Sequence[Image.Image], texts: Sequence[Any]) -> None:
     if len(pictures) != len(texts):
         raise ValueError(
             f"expected a text for each picture, got {len(pictures)} pictures, {len(texts)} texts"

@@ -12,7 +12,7 @@ from PIL import Image
 from task_builders import Run, batch_of, caption_run, rows_run, save_checkpoint, task_run
 
 from ofa_fairseq.data.images import encode_image
-from ofa_fairseq.metrics.picture_scorers import CaptionLikelihood, ClipScorer, picture_scorer
+from ofa_fairseq.drawing.picture_scorers import CaptionLikelihood, ClipScorer, picture_scorer
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]  # as published with CLIP
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -82,6 +82,15 @@ def test_clip_scores_in_mixed_precision_are_the_same(clip_weights: Path) -> None
     with torch.autocast("cpu", torch.bfloat16):
         mixed = scorer(noise(), TEXTS)
     np.testing.assert_array_equal(mixed, scorer(noise(), TEXTS))
+
+
+def test_pictures_are_compared_with_pictures(clip_weights: Path) -> None:
+    scorer = ClipScorer(str(clip_weights), "small", device="cpu")
+    one, other = Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")
+    same, there, back = scorer([one, one, other], [one, other, one])
+    assert same == pytest.approx(1, abs=1e-5)
+    assert there == pytest.approx(back, abs=1e-5)
+    assert there < 0.999
 
 
 def test_nothing_to_score(clip_weights: Path) -> None:

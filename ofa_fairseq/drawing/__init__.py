@@ -1,0 +1,1 @@
+"""What becomes of drawn codes: pictures, their order and their files."""
