@@ -22,6 +22,7 @@ setup(
         "numpy>=2.0",
         "pillow>=10",
         "omegaconf>=2.1",
+        "pyyaml>=6",
         "regex",
         "sentencepiece>=0.2",
         "scikit-learn>=1.3",

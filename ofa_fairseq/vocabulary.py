@@ -24,7 +24,7 @@ from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 from sentencepiece import SentencePieceProcessor
 
-from .data.files import atomic_write
+from .files import atomic_write
 
 logger = logging.getLogger(__name__)
 

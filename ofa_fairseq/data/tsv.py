@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .files import atomic_write
+from ..files import atomic_write
 
 logger = logging.getLogger(__name__)
 

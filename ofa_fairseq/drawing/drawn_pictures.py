@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..data.files import atomic_write
 from ..data.images import decode_image
 from ..data.tsv import TsvFile
+from ..files import atomic_write
 
 
 class DrawnPicture(NamedTuple):

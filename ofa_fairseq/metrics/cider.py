@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import safe_pickle
-from ..data.files import atomic_write
+from ..files import atomic_write
 
 MAX_ORDER = 4
 LENGTH_SIGMA = 6.0

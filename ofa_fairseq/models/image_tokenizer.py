@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop, pil_to_tensor
 
-from ..data.files import atomic_write
+from ..files import atomic_write
 from .quantizers import FiniteScalarQuantizer, GumbelQuantizer, NearestQuantizer, Quantized, Quantizer
 from .vqgan import Architecture, Decoder, Encoder
 

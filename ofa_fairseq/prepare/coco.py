@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..data.files import atomic_write
 from ..data.text_normalize import REFERENCE_SEPARATOR
+from ..files import atomic_write
 from . import conversion
 from .annotation_files import without_separator
 from .coco_annotations import AnnotatedPicture, read_annotations

@@ -23,10 +23,10 @@ from PIL import Image
 
 from ..data.boxes import BoxFrame
 from ..data.drawing import draw_boxes
-from ..data.files import atomic_write
 from ..data.images import ImageError, decode_image
 from ..data.text_normalize import strip_punctuation
 from ..data.tsv import TsvFile, parse_columns
+from ..files import atomic_write
 from ..metrics.box_accuracy import parse_box
 from ..metrics.caption_scorers import CiderScorer, CiderScorerConfig
 from ..metrics.row_scorers import AccuracyScorer, BoxAccuracyScorer, VqaScorer

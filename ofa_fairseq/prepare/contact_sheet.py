@@ -8,11 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.drawing import contact_sheet
-from ..data.files import atomic_write
 from ..data.images import decode_image
 from ..data.text_normalize import REFERENCE_SEPARATOR
 from ..data.tsv import TsvFile, parse_columns
 from ..drawing.drawn_pictures import read_drawn_pictures
+from ..files import atomic_write
 from .predictions import FORMS, read_predictions
 
 PICTURE_SIDE = 192  # pixels that `run` makes of a picture's longer side, or a few less

@@ -20,8 +20,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-from ..data.files import atomic_write
 from ..data.images import ImageError, decode_image
+from ..files import atomic_write
 from .parts import UnusableError, make_parts, read_failures, read_rows
 from .plan import Picture, Plan, one_line
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.files import atomic_write
 from ..data.images import ImageError, decode_image
 from ..data.tsv import FileStamp, RowError, TsvFile, parse_columns
+from ..files import atomic_write
 from ..models.image_tokenizer import ImageTokenizer, picture_input
 from .parts import read_failures, read_rows
 from .plan import one_line

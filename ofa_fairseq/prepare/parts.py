@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from ..data.files import atomic_write
+from ..files import atomic_write
 
 Item = TypeVar("Item")
 

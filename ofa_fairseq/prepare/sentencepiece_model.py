@@ -8,7 +8,7 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from ..data.files import atomic_write
+from ..files import atomic_write
 
 # Encoded through bytes instead of being learned: "<" could make a piece look like a special symbol, and the
 # others break the line format of dict.txt. Spaces are learned as U+2581.

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.drawing import contact_sheet
-from ..data.files import atomic_write
+from ..files import atomic_write
 from ..models.image_tokenizer import QUANTIZERS, ImageTokenizer, TokenizerConfig, scaled, to_images
 from ..models.quantizers import DeadCodes, NearestQuantizer
 from ..models.vqgan import Architecture

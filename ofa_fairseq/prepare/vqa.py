@@ -20,8 +20,8 @@ from functools import cache
 from pathlib import Path
 
 from ..data.answer_list import read_answers
-from ..data.files import atomic_write
 from ..data.text_normalize import REFERENCE_SEPARATOR
+from ..files import atomic_write
 from ..metrics.vqa_accuracy import CONFIDENCE_SEPARATOR, normalise_answer, soft_scores
 from . import conversion
 from .annotation_files import without_separator

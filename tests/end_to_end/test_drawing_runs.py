@@ -1,11 +1,9 @@
 """Drawing through the real command lines: scenes, tokenizer, codes, training, PNG files, their score, stage 2."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,7 +169,7 @@ FLAGS = ("--guidance", 2, "--sampling-times", 2, "--beam", 3, "--nbest", 6)
 
 def draw(prepared: Prepared, trained: Trained, out: Path, *flags: Any) -> Drawings:
     """The test captions, with guidance, six of each, ranked."""
-    args = generate_args(prepared, trained.last, out, *FLAGS, *flags)
+    args = generate_args(prepared, trained.last, out, *FLAGS, *Ranking.flags, *flags)
     return Drawings.read(out / "pictures.tsv", run(args, python_path=trained.ranking.folder))
 
 
@@ -290,7 +288,7 @@ def test_two_processes_draw_their_shares_into_one_folder(
     out = tmp_path / "drawings"
     args = generate_args(prepared, trained.last, out, "--selected-cols", "0,1", "--batch-size", 1)
     args[1] = data
-    line = [*args, "--beam", 2, "--nbest", 2, "--rank-by", "own_ranking:redness", "--results-path", tmp_path]
+    line = [*args, "--beam", 2, "--nbest", 2, *Ranking.flags, "--results-path", tmp_path]
     processes = []
     for rank in range(2):
         place = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2"}

@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ...data.drawing import contact_sheet
-from ...data.files import atomic_write
 from ...data.images import encode_image
 from ...data.text_normalize import REFERENCE_SEPARATOR
+from ...files import atomic_write
 from ..sentencepiece_model import train_sentencepiece
 from .captions import CAPTIONS_PER_SCENE, captions
 from .drawing import draw

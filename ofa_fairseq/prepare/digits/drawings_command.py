@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ...data.files import atomic_write
 from ...data.images import encode_image
+from ...files import atomic_write
 from .captions import captions
 from .drawing import draw_plain
 from .folder import digits_settings, make_once
@@ -82,7 +82,8 @@ def captioned_scenes(name: str, count: int, seed: int, handwriting_seed: int) ->
         rng = np.random.default_rng((seed, number, index))
         digits = file.digits or (1 if rng.random() < SINGLE_SHARE else 2)
         image_id = str(FIRST_IMAGE_ID + number * 1_000_000 + index)
-        scene = random_scene(rng, image_id, handwriting, digits, allowed)
+        # Each in the middle of its quadrant: the fewer codes a digit has, the sooner a model draws it.
+        scene = random_scene(rng, image_id, handwriting, digits, allowed, max_jitter=0)
         yield scene, str(rng.choice(captions(scene)))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...data.files import atomic_write
+from ...files import atomic_write
 
 logger = logging.getLogger(__name__)
 

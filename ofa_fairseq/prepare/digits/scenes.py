@@ -89,7 +89,9 @@ def read_scenes(path: Path) -> dict[str, Scene]:
         return {scene.image_id: scene for scene in map(Scene.from_json, lines)}
 
 
-def _place_digit(rng: np.random.Generator, quadrant: int, handwriting: Handwriting) -> PlacedDigit:
+def _place_digit(
+    rng: np.random.Generator, quadrant: int, handwriting: Handwriting, max_jitter: int
+) -> PlacedDigit:
     digit = int(rng.integers(10))
     sample = int(rng.choice(handwriting[digit]))
     size = SIZES[rng.integers(len(SIZES))]
@@ -97,7 +99,7 @@ def _place_digit(rng: np.random.Generator, quadrant: int, handwriting: Handwriti
     corner = []
     for start, extent in ((quadrant % 2, width), (quadrant // 2, height)):
         room = (QUADRANT_SIDE - extent) // 2 - 1  # a free pixel at each border: no digit touches another
-        jitter = int(rng.integers(-min(room, MAX_JITTER), min(room, MAX_JITTER) + 1))
+        jitter = int(rng.integers(-min(room, max_jitter), min(room, max_jitter) + 1))
         corner.append(start * QUADRANT_SIDE + (QUADRANT_SIDE - extent) // 2 + jitter)
     x, y = corner
     return PlacedDigit(
@@ -116,6 +118,7 @@ def random_scene(
     handwriting: Handwriting,
     count: int | None = None,
     allowed: Callable[[PlacedDigit], bool] = lambda digit: True,
+    max_jitter: int = MAX_JITTER,
 ) -> Scene:
     """A scene in the given handwriting.
 
@@ -125,14 +128,15 @@ def random_scene(
         handwriting: the samples to choose from.
         count: number of digits, 1 to 4; None for a random one, each equally often.
         allowed: digits that are not are drawn anew.
+        max_jitter: pixels that a digit may be off its quadrant's centre.
     """
     order = rng.permutation(len(QUADRANTS))
     quadrants = sorted(order[: rng.integers(1, 5) if count is None else count])
     digits = []
     for quadrant in quadrants:
-        digit = _place_digit(rng, int(quadrant), handwriting)
+        digit = _place_digit(rng, int(quadrant), handwriting, max_jitter)
         while not allowed(digit):
-            digit = _place_digit(rng, int(quadrant), handwriting)
+            digit = _place_digit(rng, int(quadrant), handwriting, max_jitter)
         digits.append(digit)
     return Scene(image_id, tuple(digits), background_seed=int(rng.integers(2**31)))
 

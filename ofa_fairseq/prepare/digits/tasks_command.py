@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...data.files import atomic_write
+from ...files import atomic_write
 from ...metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
 from .balance import Balance
 from .folder import digits_settings, make_once
