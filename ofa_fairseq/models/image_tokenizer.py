@@ -259,6 +259,11 @@ class ImageTokenizer(nn.Module):
         quantized = self.quantize(features, progress)
         return self._draw(quantized.vectors), quantized
 
+    def code_vectors(self) -> Tensor:
+        """What each code stands for in the decoder [num_codes, embed_dim]."""
+        codes = torch.arange(self.num_codes, device=self.post_quant_conv.weight.device)
+        return self.quantize.lookup(codes[None, None])[0, :, 0].T
+
     def features(self, pictures: Tensor) -> Tensor:
         """What the quantizer gets [B, C, H / factor, W / factor]."""
         return self.quant_conv(self.encoder(pictures))

@@ -1,6 +1,7 @@
 """Drawing: ` what is the complete image? caption: [text:caption] -> [codes:drawing]`."""
 
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from .options import OFATaskConfig
 logger = logging.getLogger(__name__)
 
 PIXELS_PER_CODE = 8  # along a side
+RANDOM_SHARE = 0.2  # of the variance of embeddings that begin similar
 Similarity: Any = ChoiceEnum(["ti_sim", "ii_sim"])
 
 
@@ -49,6 +51,13 @@ class ImageGenConfig(OFATaskConfig):
     drop_caption: float = field(
         default=0.0,
         metadata={"help": "share of training rows whose caption is left out, which --guidance needs"},
+    )
+    similar_codes: bool = field(
+        default=False,
+        metadata={
+            "help": "a new model begins with embeddings that are similar for codes that look similar to the image"
+            " tokenizer (--vqgan-model-path)"
+        },
     )
     guidance: float = field(
         default=1.0,
@@ -96,6 +105,12 @@ class ImageGenTask(OFATask):
     score_name = "score"  # the mean over captions of the best sample's, as the ranking says
     cfg: ImageGenConfig
 
+    def __getstate__(self) -> dict[str, Any]:
+        """See `OFATask.__getstate__`: data workers draw nothing."""
+        return {
+            name: value for name, value in super().__getstate__().items() if name not in ("drawer", "folder")
+        }
+
     # -- options --------------------------------------------------------------------------------------
 
     def use_options(self) -> None:
@@ -106,6 +121,8 @@ class ImageGenTask(OFATask):
             raise ValueError(
                 f"--code-image-size {cfg.code_image_size}: expected a multiple of {PIXELS_PER_CODE}"
             )
+        if cfg.similar_codes and not cfg.vqgan_model_path:
+            raise ValueError("--similar-codes: --vqgan-model-path is missing, whose codes they are")
         if not 0 <= cfg.drop_caption < 1:
             raise ValueError(f"--drop-caption {cfg.drop_caption}: expected a share from 0 to below 1")
         if cfg.num_code is not None and cfg.num_code != self.num_codes:
@@ -153,6 +170,11 @@ class ImageGenTask(OFATask):
                 f"the model draws {model.cfg.code_image_size} pixels a side, the task expects"
                 f" {self.cfg.code_image_size}: give --code-image-size"
             )
+        if self.cfg.similar_codes and not from_checkpoint:
+            start, end = self.vocabulary.code_range
+            rows = model.decoder.embed_tokens.weight[start:end]
+            with torch.no_grad():
+                rows.copy_(similar_embeddings(self.drawer.tokenizer.code_vectors(), rows))
         return model
 
     # -- rows -----------------------------------------------------------------------------------------
@@ -345,3 +367,22 @@ class ImageGenTask(OFATask):
         if not self.ranks:
             return {}
         return {"_score_sum": float(sum(s.score for s in best)), "_score_cnt": len(best)}
+
+
+def similar_embeddings(vectors: Tensor, rows: Tensor) -> Tensor:
+    """Embeddings whose similarity is that of the codes' vectors, with the scale of random ones.
+
+    Random Fourier features (Rahimi & Recht 2007) of the vectors, and a share of the random rows, so that codes of one
+    vector still differ.
+
+    Args:
+        vectors: of the codes [n, k].
+        rows: random initial embeddings [n, d].
+    """
+    scale = rows.std()
+    generator = torch.Generator().manual_seed(0)
+    frequencies = torch.randn(vectors.size(1), rows.size(1), generator=generator)
+    phases = 2 * math.pi * torch.rand(rows.size(1), generator=generator)
+    vectors = vectors / vectors.std(dim=0).clamp(min=1e-6) / math.sqrt(vectors.size(1) / 3)
+    features = math.sqrt(2) * scale * torch.cos(vectors @ frequencies + phases)
+    return math.sqrt(1 - RANDOM_SHARE) * features + math.sqrt(RANDOM_SHARE) * rows

@@ -2,7 +2,7 @@
 # What the scripts of drawing share: the image tokenizer, the ranking of samples, the embedded data. Sourced by them.
 
 TOKENIZER=$ROOT/runs/image_tokenizer # of the embedded pictures
-TOKENIZER_FLAGS=(--side 64)
+TOKENIZER_FLAGS=(--side 64 --updates 4000)
 EMBEDDED_TOPK=50
 EMBEDDED_GUIDANCE=2
 
@@ -22,13 +22,24 @@ choose_drawing() {
         VQGAN_MODEL_PATH=${VQGAN_MODEL_PATH:-$TOKENIZER/last.ckpt}
         VQGAN_CONFIG_PATH=${VQGAN_CONFIG_PATH:-$TOKENIZER/model.yaml}
     fi
+    [[ -n $VQGAN_MODEL_PATH || -z $VQGAN_CONFIG_PATH ]] || fail "--vqgan-model-path is missing beside its YAML"
+    [[ -n $VQGAN_CONFIG_PATH || -z $VQGAN_MODEL_PATH ]] || fail "--vqgan-config-path is missing beside the weights"
     for name in vqgan-model-path vqgan-config-path clip-model-path caption-model-path; do
         variable=$(variable_of "$name")
         [[ -n ${!variable} ]] || continue
         # Those of embedded runs may still have to be made.
-        if [[ -z $EMBEDDED ]]; then require_file "$name"; fi
+        [[ -n $EMBEDDED && ${!variable} == "$ROOT"/runs/* ]] || require_file "$name"
         DRAWING+=("--$name" "${!variable}")
     done
+    case $RANK_BY in
+        '' | *:*) ;;
+        clip) [[ -n $CLIP_MODEL_PATH ]] || fail "--rank-by clip: --clip-model-path is missing, weights of CLIP" ;;
+        caption)
+            [[ -n $CAPTION_MODEL_PATH ]] ||
+                fail "--rank-by caption: --caption-model-path is missing, a checkpoint of a captioning model"
+            ;;
+        *) fail "--rank-by $RANK_BY: expected clip, caption or package.module:function" ;;
+    esac
     if [[ -n $RANK_BY ]]; then DRAWING+=(--rank-by "$RANK_BY"); fi
     if [[ -n $RANK_BY || -n $CLIP_MODEL_PATH ]]; then
         RANKED=yes
@@ -43,7 +54,9 @@ prepare_drawings() {
     one_at_a_time "$DIGITS/lock" prepare digit_drawings --digits "$DIGITS"
     end_part
     begin_part "image tokenizer"
-    one_at_a_time "$DIGITS/lock" prepare train_tokenizer "${TOKENIZER_FLAGS[@]}" \
+    if [[ $(cpu_precision) == amp ]]; then TOKENIZER_FLAGS+=(--bf16); fi
+    # It is too small for several cores to help.
+    OMP_NUM_THREADS=1 one_at_a_time "$DIGITS/lock" prepare train_tokenizer "${TOKENIZER_FLAGS[@]}" \
         --data "$DIGITS/drawings_train.tsv" --column 2 --out "$TOKENIZER"
     end_part
     begin_part "image codes"
@@ -65,12 +78,14 @@ sampling_options() {
 
 # draw FOLDER FLAG...: the captions of DATA as FOLDER/drawings (PNG files and pictures.tsv), each process its share.
 draw() {
-    local RESULTS_PATH=$1 list
+    local RESULTS_PATH=$1 rank list
     generate image_gen --sampling-topk "$SAMPLING_TOPK" --temperature "$TEMPERATURE" "${DRAWING[@]}" \
         --gen-images-path "$1/drawings" --log-format simple --log-interval 10 "${@:2}"
     if [[ -n $DRY_RUN ]] || ! is_leader; then return; fi
-    for list in "$1"/drawings/pictures.*.tsv; do # of other processes
-        [[ -e $list ]] || continue
+    # Of the other processes; what an interrupted run of more of them has left does not count.
+    for ((rank = 1; rank < WORLD_SIZE; rank++)); do
+        list=$1/drawings/pictures.$rank.tsv
+        [[ -e $list ]] || continue # added before
         tail -n +2 "$list" >>"$1/drawings/pictures.tsv"
         rm "$list"
     done

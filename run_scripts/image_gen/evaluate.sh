@@ -85,7 +85,11 @@ count_processes
 choose_precision
 if [[ -n $EMBEDDED ]]; then
     DATA=$RESULTS_PATH/captions.tsv
-    if [[ -z $DRY_RUN ]] && is_leader; then cat "${EMBEDDED_FILES[@]}" >"$DATA"; fi
+    # Each process makes it, since nobody can go on without the whole file.
+    if [[ -z $DRY_RUN ]]; then
+        cat "${EMBEDDED_FILES[@]}" >"$DATA.$HOSTNAME.$$"
+        mv "$DATA.$HOSTNAME.$$" "$DATA"
+    fi
     draw_seeds plain
     draw_seeds guided --guidance "$EMBEDDED_GUIDANCE"
     SHOWN=$RESULTS_PATH/guided/${EMBEDDED_SEEDS[0]}/drawings/pictures.tsv
@@ -95,7 +99,9 @@ else
 fi
 is_leader || exit 0
 part "grid of drawings" "$RESULTS_PATH/grid_finished" "$GENERATION" show_drawings "$SHOWN"
-if ((${#METRICS[@]})); then part "scoring" "$RESULTS_PATH/scoring_finished" "$GENERATION" score_drawings; fi
+if ((${#METRICS[@]})); then
+    part "scoring" "$RESULTS_PATH/scoring_finished" "$GENERATION ${METRICS[*]}" score_drawings
+fi
 say "results"
 if [[ -n $EMBEDDED ]]; then
     echo "without guidance:"

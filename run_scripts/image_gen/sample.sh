@@ -52,6 +52,7 @@ choose_precision
 DATA=$OUT/caption.tsv SPLIT=test SELECTED_COLS=0,1 BATCH_SIZE=1
 if [[ -z $DRY_RUN ]]; then
     mkdir -p "$OUT"
+    rm -f "$OUT/generation_finished" # of another sentence, perhaps
     printf '1\t%s\n' "$SENTENCE" >"$DATA"
 fi
 draw "$OUT" --seed "$SEED" --beam "$SAMPLES" --nbest "$SAMPLES" --guidance "$GUIDANCE"

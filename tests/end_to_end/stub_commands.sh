@@ -26,6 +26,11 @@ option() { # NAME ARGUMENT...: the value of an option
 }
 case $call in
     "prepare digits"*) touch "$(option --out "$@")/test.tsv" && echo 0 >"$(option --out "$@")/test.tsv"; touch "$(option --out "$@")/dict.txt" "$(option --out "$@")/sentencepiece.model" ;;
+    "prepare digit_drawings"*) for name in test unseen two; do echo "$name" >"$(option --digits "$@")/drawings_$name.tsv"; done ;;
+    "prepare train_tokenizer"*) mkdir -p "$(option --out "$@")" && touch "$(option --out "$@")"/{last.ckpt,model.yaml} ;;
+    "prepare image_codes"*) touch "$(option --out "$@")" ;;
+    "prepare read_drawings"*) echo "reading of the stub: ${*: -3}" ;;
+    "prepare picture_metrics"*) echo "metrics of the stub" ;;
     "prepare collect_predictions"*) touch "$(option --out "$@")"; echo "CIDEr of the stub" ;;
     "prepare read_captions"*) echo "reading of the stub" ;;
     "prepare contact_sheet"*) touch "$(option --out "$@")" ;;
@@ -34,5 +39,12 @@ case $call in
         folder=$(option --results-path "$@")
         mkdir -p "$folder" # as the real one does
         echo "Generate test with beam=5: CIDEr" >"$folder/generate-test.txt"
+        if [[ $call == *--gen-images-path* ]]; then
+            mkdir -p "$(option --gen-images-path "$@")"
+            rank=0
+            if [[ $call == *--distributed-rank* ]]; then rank=$(option --distributed-rank "$@"); fi
+            list=pictures.$rank.tsv
+            printf 'header\nrow of %s\n' "$rank" >"$(option --gen-images-path "$@")/${list/.0/}"
+        fi
         ;;
 esac

@@ -1,6 +1,7 @@
 """Drawing: rows as the original has them, exactly as many codes, dropped captions, order and files of samples."""
 
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,34 @@ def test_model_and_task_draw_one_size(sentencepiece_dir: Path) -> None:
     other = task_run("image_gen", "a,b", sentencepiece_dir, *SMALL)
     with pytest.raises(ValueError, match="the model draws 256 pixels a side, the task expects 16"):
         other.task.build_model(tiny.cfg.model)
+
+
+def test_a_new_model_may_know_which_codes_look_similar(
+    sentencepiece_dir: Path, tokenizer_flags: tuple[str, ...]
+) -> None:
+    run = task_run("image_gen", "a,b", sentencepiece_dir, *SMALL, *tokenizer_flags, "--similar-codes")
+    torch.manual_seed(0)
+    similar = run.model().decoder.embed_tokens.weight.detach()
+    torch.manual_seed(0)
+    random = (
+        task_run("image_gen", "a,b", sentencepiece_dir, *SMALL).model().decoder.embed_tokens.weight.detach()
+    )
+    start, end = run.task.vocabulary.code_range
+    changed = (similar != random).any(dim=1).nonzero().flatten().tolist()
+    assert changed == list(range(start, end))
+    codes = similar[start:end]
+    assert codes.std().item() == pytest.approx(random[start:end].std().item(), rel=0.1)
+    # Codes a + 4 b of two channels with four levels: neighbours are more similar than the ends.
+    cosine = torch.nn.functional.cosine_similarity
+    grid = codes.view(4, 4, -1)
+    for rows in (grid, grid.transpose(0, 1)):
+        near, far = cosine(rows[:, :-1], rows[:, 1:], dim=-1), cosine(rows[:, 0], rows[:, 3], dim=-1)
+        assert near.mean() > far.mean() + 0.2
+
+
+def test_similar_codes_need_a_tokenizer(sentencepiece_dir: Path) -> None:
+    with pytest.raises(ValueError, match="--similar-codes: --vqgan-model-path is missing"):
+        task_run("image_gen", "a,b", sentencepiece_dir, *SMALL, "--similar-codes")
 
 
 # -- training --------------------------------------------------------------------------------------------
@@ -376,6 +405,15 @@ def test_validation_without_a_ranking_draws_for_the_log_only(
     monkeypatch.setattr(type(task._pictures), "wanted", 12)
     assert task.validate(batch, model) == {}
     assert shown == [(2, ["a cat", "a big dog"])]
+
+
+def test_data_workers_get_no_tokenizer(
+    tmp_path: Path, sentencepiece_dir: Path, tokenizer_flags: tuple[str, ...]
+) -> None:
+    task, _, _ = drawing(tmp_path, sentencepiece_dir, *tokenizer_flags)
+    before = len(pickle.dumps(task))
+    assert task.drawer.side == 2
+    assert len(pickle.dumps(task)) == pytest.approx(before, rel=0.01)
 
 
 def test_a_tokenizer_of_other_codes_is_refused(
