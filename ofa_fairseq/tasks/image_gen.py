@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 PIXELS_PER_CODE = 8  # along a side
 RANDOM_SHARE = 0.2  # of the variance of embeddings that begin similar
-Similarity: Any = ChoiceEnum(["ti_sim", "ii_sim"])
+SIMILARITIES = ("ti_sim", "ii_sim")
 
 
 @dataclass
@@ -81,9 +80,11 @@ class ImageGenConfig(OFATaskConfig):
     caption_model_path: Optional[str] = field(
         default=None, metadata={"help": "checkpoint of the captioning model of --rank-by caption"}
     )
-    eval_clip_method: Similarity = field(
+    eval_clip_method: str = field(
         default="ti_sim",
-        metadata={"help": "compare drawings with their texts, or (ii_sim) with pictures in a column"},
+        metadata={
+            "help": "compare drawings with their texts (ti_sim), or with pictures in a column (ii_sim)"
+        },
     )
     gen_images_path: str = field(
         default="", metadata={"help": "fairseq-generate: folder for the drawings as PNG files"}
@@ -134,6 +135,10 @@ class ImageGenTask(OFATask):
             raise ValueError(f"--sampling-times {cfg.sampling_times}: expected 1 or more")
         if bool(cfg.vqgan_model_path) != bool(cfg.vqgan_config_path):
             raise ValueError("--vqgan-model-path and --vqgan-config-path: expected both or none")
+        if cfg.eval_clip_method not in SIMILARITIES:
+            raise ValueError(
+                f"--eval-clip-method {cfg.eval_clip_method}: expected {' or '.join(SIMILARITIES)}"
+            )
         if cfg.rank_by == "caption" and cfg.eval_clip_method == "ii_sim":
             raise ValueError("--rank-by caption compares with texts: --eval-clip-method ii_sim needs CLIP")
         if cfg.rank_by == "caption" and not cfg.caption_model_path:
