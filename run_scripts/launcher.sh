@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Who runs: one process, several on one machine or on several, or the tasks of a SLURM job. Sourced by common.sh.
 
-LAUNCHER='' # see count_processes
+LAUNCHER=''     # see count_processes
+CPU_PROCESSES=1 # where there is no GPU
 
 # Sets GPUS, NPROC (on this machine), NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, WORLD_SIZE (of all machines), and
 # LAUNCHER: single (this is the only process), torchrun, or task (this script is itself one of several SLURM tasks).
@@ -10,7 +11,7 @@ count_processes() {
         GPUS=0
         if [[ -x $PYTHON ]]; then GPUS=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())'); fi
     fi
-    NPROC=${NPROC:-$((GPUS > 1 ? GPUS : 1))}
+    NPROC=${NPROC:-$((GPUS > 0 ? GPUS : CPU_PROCESSES))}
     NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-0} MASTER_PORT=${MASTER_PORT:-29400}
     LAUNCHER=torchrun
     if in_slurm_step; then find_place_in_slurm; fi

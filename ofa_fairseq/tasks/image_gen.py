@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from fairseq import utils
 from fairseq.tasks import register_task
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -302,6 +303,8 @@ class ImageGenTask(OFATask):
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
         """See `GeneratingTask.build_generator`: one that draws at random, and as many tokens as needed."""
+        if self.generating and (rank := self.root.distributed_training.distributed_rank):
+            utils.set_torch_seed(self.root.common.seed + rank)  # or all processes would draw alike
         options: Any = OmegaConf.to_container(args) if isinstance(args, DictConfig) else vars(args)
         lengths = {"min_len": self.num_codes, "max_len_a": 0, "max_len_b": self.num_codes}
         extra = {"gen_code": True, **(extra_gen_cls_kwargs or {})}

@@ -3,8 +3,10 @@
 
 TOKENIZER=$ROOT/runs/image_tokenizer # of the embedded pictures
 TOKENIZER_FLAGS=(--side 64 --updates 4000)
-EMBEDDED_TOPK=50
+# Chosen on validation captions.
 EMBEDDED_GUIDANCE=2
+EMBEDDED_PLAIN=(--sampling-topk 20)
+EMBEDDED_GUIDED=(--sampling-topk 50 --guidance "$EMBEDDED_GUIDANCE")
 
 drawing_options() {
     option vqgan-model-path "" "weights of the image tokenizer (last.ckpt), to see drawings"
@@ -73,7 +75,7 @@ sampling_options() {
     option samples "$1" "drawings of each caption"
     option sampling-topk "$2" "each code is one of so many most probable ones (-1: any)"
     option temperature 1.0 "of the samples"
-    option guidance 1 "classifier-free guidance, 1: none; for models trained with --drop-caption"
+    option guidance "" "classifier-free guidance, for models trained with --drop-caption (default: 1, none)"
 }
 
 # draw FOLDER FLAG...: the captions of DATA as FOLDER/drawings (PNG files and pictures.tsv), each process its share.

@@ -41,7 +41,7 @@ EMBEDDED_FILES=("$DIGITS"/drawings_{test,unseen,two}.tsv)
 choose_evaluation image_gen drawings_test
 choose_drawing
 require_count samples
-if [[ -n $EMBEDDED ]]; then SELECTED_COLS=0,3 SAMPLING_TOPK=$EMBEDDED_TOPK; fi
+if [[ -n $EMBEDDED ]]; then SELECTED_COLS=0,3; fi
 METRICS=()
 if [[ -n $REAL ]]; then
     require_file real
@@ -90,11 +90,11 @@ if [[ -n $EMBEDDED ]]; then
         cat "${EMBEDDED_FILES[@]}" >"$DATA.$HOSTNAME.$$"
         mv "$DATA.$HOSTNAME.$$" "$DATA"
     fi
-    draw_seeds plain
-    draw_seeds guided --guidance "$EMBEDDED_GUIDANCE"
+    draw_seeds plain "${EMBEDDED_PLAIN[@]}"
+    draw_seeds guided "${EMBEDDED_GUIDED[@]}"
     SHOWN=$RESULTS_PATH/guided/${EMBEDDED_SEEDS[0]}/drawings/pictures.tsv
 else
-    draw "$RESULTS_PATH" --seed 42 --beam "$SAMPLES" --guidance "$GUIDANCE"
+    draw "$RESULTS_PATH" --seed 42 --beam "$SAMPLES" --guidance "${GUIDANCE:-1}"
     SHOWN=$RESULTS_PATH/drawings/pictures.tsv
 fi
 is_leader || exit 0

@@ -16,7 +16,8 @@ source "$HERE/../common.sh"
 # shellcheck source=run_scripts/image_gen/drawing.sh
 source "$HERE/drawing.sh"
 
-option model "$ROOT/runs/image_gen_nano/checkpoint_best.pt" "checkpoint"
+EMBEDDED_MODEL=$ROOT/runs/image_gen_nano/checkpoint_best.pt
+option model "$EMBEDDED_MODEL" "checkpoint"
 option out "$ROOT/runs/drawings" "folder of the drawings"
 option bpe-dir "" "folder of the vocabulary (default: as the checkpoint says)"
 option precision "" "fp16, bf16 or fp32 (default: fp16 on GPUs)"
@@ -42,6 +43,7 @@ require_bpe_dir
 EMBEDDED=''
 choose_drawing
 OUT=$(absolute "$OUT")
+if [[ $MODEL == "$EMBEDDED_MODEL" ]]; then GUIDANCE=${GUIDANCE:-$EMBEDDED_GUIDANCE}; fi
 
 # -- work --------------------------------------------------------------------------------------------------
 
@@ -55,6 +57,6 @@ if [[ -z $DRY_RUN ]]; then
     rm -f "$OUT/generation_finished" # of another sentence, perhaps
     printf '1\t%s\n' "$SENTENCE" >"$DATA"
 fi
-draw "$OUT" --seed "$SEED" --beam "$SAMPLES" --nbest "$SAMPLES" --guidance "$GUIDANCE"
+draw "$OUT" --seed "$SEED" --beam "$SAMPLES" --nbest "$SAMPLES" --guidance "${GUIDANCE:-1}"
 prepare contact_sheet --pictures "$OUT/drawings/pictures.tsv" --out "$OUT/grid.png"
 where "drawings" "$OUT/drawings/all_results" "as a grid" "$OUT/grid.png"

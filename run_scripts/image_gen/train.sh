@@ -56,7 +56,7 @@ RECIPE+=("${DRAWING[@]}")
 if [[ -n $EMBEDDED ]]; then
     SELECTED_COLS=0,2,3
     # A second core adds little to a process of a small model; a second process nearly doubles the speed.
-    if (($(getconf _NPROCESSORS_ONLN) > 1)); then NPROC=${NPROC:-2}; fi
+    if (($(getconf _NPROCESSORS_ONLN) > 1)); then CPU_PROCESSES=2; fi
 fi
 if [[ -z $EMBEDDED && $CONSTRAINT_RANGE != none ]]; then RECIPE+=(--constraint-range "$CONSTRAINT_RANGE"); fi
 # Without a ranking the loss says which model is best.

@@ -242,6 +242,13 @@ def test_the_training_without_arguments() -> None:
     assert f"image_gen/evaluate.sh --model {RUNS}/image_gen_nano/checkpoint_best.pt" in shown
 
 
+@pytest.mark.parametrize(("gpus", "processes"), [("0", min(2, os.cpu_count() or 1)), ("1", 1), ("4", 4)])
+def test_processes_of_the_training_without_arguments(gpus: str, processes: int) -> None:
+    """Two train a small model faster than one does with two cores."""
+    shown = dry_run("image_gen/train.sh", GPUS=gpus)
+    assert f"batch of an update: 64 (recipe: 64) = {processes} processes x" in shown
+
+
 def test_stage_2_without_arguments() -> None:
     shown = dry_run("image_gen/train_scst.sh")
     cfg = parse("training", flags_of("fairseq-train", shown))
@@ -254,7 +261,8 @@ def test_stage_2_without_arguments() -> None:
     assert (cfg.optimization.max_epoch, cfg.optimization.max_update > 0) == (0, True)
     assert f"image_gen/evaluate.sh --model {RUNS}/image_gen_scst_nano/checkpoint_best.pt" in shown
     stage1 = parse("training", flags_of("fairseq-train", dry_run("image_gen/train.sh")))
-    differs = {"scst", "scst_args", "eval_args", "drop_caption", "rank_by", "caption_model_path"}
+    differs = {"scst", "scst_args", "eval_args", "rank_by", "caption_model_path"}
+    differs |= {"drop_caption", "similar_codes"}  # of training from nothing with codes
     for key in set(cfg.task) - differs:
         assert cfg.task[key] == stage1.task[key], key
     assert cfg.model == stage1.model
@@ -389,8 +397,8 @@ def stub_checkout(tmp_path: Path) -> Path:
 
 
 def run_stubbed(root: Path, name: str, *args: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    path = {"PATH": f"{root.parent}/bin:/usr/bin:/bin", "STUB_LOG": f"{root.parent}/calls"}
-    return script_in(root, f"image_gen/{name}.sh", *args, **path, **variables)
+    path = {"PATH": f"{root.parent}/bin:/usr/bin:/bin", "STUB_LOG": f"{root.parent}/calls", "NPROC": "1"}
+    return script_in(root, f"image_gen/{name}.sh", *args, **(path | variables))
 
 
 def calls(root: Path, words: int = 2) -> list[str]:

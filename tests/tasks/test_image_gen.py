@@ -2,12 +2,15 @@
 
 import logging
 import pickle
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_tokenizers import save_small_tokenizer
 from PIL import Image
 from task_builders import (
@@ -24,6 +27,7 @@ from task_builders import (
 )
 
 from ofa_fairseq.drawing.drawn_pictures import read_drawn_pictures
+from ofa_fairseq.generation.generator import OFASequenceGenerator
 from ofa_fairseq.models.image_tokenizer import ImageTokenizer
 
 # Pictures of 2 x 2 codes.
@@ -246,23 +250,65 @@ def drawing(
     return run.task, model, batch_of(run.task.dataset("valid"))
 
 
-@pytest.mark.parametrize("options", [{}, {"sampling_topk": 3}, {"sampling_topp": 0.6}, {"temperature": 3.0}])
-@pytest.mark.parametrize("guidance", ["1", "3"])
+@pytest.fixture(scope="module")
+def drawers(tmp_path_factory: pytest.TempPathFactory, sentencepiece_dir: Path) -> dict[str, Any]:
+    """Task, model and batch by guidance."""
+    folder = tmp_path_factory.mktemp("drawers")
+    return {weight: drawing(folder, sentencepiece_dir, "--guidance", weight) for weight in ("1", "0.5", "3")}
+
+
+@given(
+    guidance=st.sampled_from(["1", "0.5", "3"]),
+    beam=st.integers(1, 9),
+    options=st.fixed_dictionaries(
+        {},
+        optional={
+            "temperature": st.floats(0.1, 20),
+            "min_len": st.integers(1, 9),  # the picture's number of codes is what counts
+            "max_len_b": st.integers(1, 9),
+        },
+    ),
+    cut=st.one_of(
+        st.just({}),
+        st.builds(dict, sampling_topk=st.integers(1, 40)),
+        st.builds(dict, sampling_topp=st.floats(0.01, 1)),
+    ),
+)
+@settings(max_examples=40, deadline=None)
 def test_outputs_are_codes_and_as_many_as_a_picture_has(
-    options: dict[str, Any], guidance: str, tmp_path: Path, sentencepiece_dir: Path
+    drawers: dict[str, Any], guidance: str, beam: int, options: dict[str, Any], cut: dict[str, Any]
 ) -> None:
-    task, model, batch = drawing(tmp_path, sentencepiece_dir, "--guidance", guidance)
-    generator = task.search(model, {"beam": 7, **options})
-    found = set()
+    task, model, batch = drawers[guidance]
+    generator = task.search(model, {"beam": beam, **options, **cut})
     for row in task.inference_step(generator, [model], batch):
-        assert len(row) == 7
+        assert len(row) == beam
         for hypothesis in row:
             *codes, eos = hypothesis["tokens"].tolist()
             assert len(codes) == 4
             assert eos == task.vocabulary.eos
             assert all(0 <= code < 16 for code in task.vocabulary.codes(codes))
-            found.add(tuple(codes))
-    assert len(found) > 1
+
+
+def test_samples_differ(drawers: dict[str, Any]) -> None:
+    for task, model, batch in drawers.values():
+        rows = task.inference_step(task.search(model, {"beam": 20, "temperature": 5.0}), [model], batch)
+        assert len({tuple(h["tokens"].tolist()) for row in rows for h in row}) > 10
+
+
+def test_guidance_of_1_is_none(drawers: dict[str, Any]) -> None:
+    task, model, batch = drawers["1"]
+    given = task.build_generator(
+        [model],
+        Namespace(beam=5),
+        OFASequenceGenerator,
+        {"guidance": 1.0, "null_source": task.null_source},
+    )
+    found = []
+    for generator in (given, task.search(model, {"beam": 5})):
+        torch.manual_seed(2)
+        rows = task.inference_step(generator, [model], batch)
+        found.append([(h["tokens"].tolist(), h["score"].item()) for row in rows for h in row])
+    assert found[0] == found[1]
 
 
 def test_a_narrower_range_is_kept_to(tmp_path: Path, sentencepiece_dir: Path) -> None:
