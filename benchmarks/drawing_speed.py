@@ -75,7 +75,7 @@ def main() -> None:
         "net_input": {"src_tokens": source, "src_lengths": torch.full((args.captions,), 16)},
     }
     firsts, lasts, totals = [], [], []
-    tenth = length // 10
+    tenth = max(1, length // 10)
     for _ in range(args.repeats):
         timed.begun, timed.anew, timed.stride = [], [], 0
         generator.generate([model], sample)

@@ -14,9 +14,11 @@ find_python() {
         "install one of them, or set OFA_PYTHON to one that has the package installed"
 }
 
+PACKAGE_EXTRAS=() # of setup.py, which a script's options need
+
 # use_environment [EXTRA]: PYTHON, and PATH with the commands that belong to it; installs the package with the extra.
 use_environment() {
-    local prefix
+    local prefix extras=(${1:+"$1"} "${PACKAGE_EXTRAS[@]}")
     if [[ -n ${OFA_PYTHON:-} ]]; then
         PYTHON=$(command -v "$OFA_PYTHON") || fail "OFA_PYTHON=$OFA_PYTHON: no such command"
         export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
@@ -29,7 +31,7 @@ use_environment() {
             prefix=$ROOT/.venv
         fi
         PYTHON=$prefix/bin/python
-        one_at_a_time "$ROOT/runs/install.lock" install_package "$prefix" "${1:-}"
+        one_at_a_time "$ROOT/runs/install.lock" install_package "$prefix" "$(IFS=,; echo "${extras[*]}")"
     fi
     PATH=$(dirname "$PYTHON"):$PATH
     export PATH

@@ -12,7 +12,8 @@ from ..models.image_tokenizer import ImageTokenizer, to_images
 from ..vocabulary import Vocabulary
 from .picture_scorers import PictureScorer
 
-DECODED_AT_A_TIME = 32  # pictures, which bounds the memory of the tokenizer
+# At a time, which bounds the memory of the tokenizer: 4 pictures of 256 x 256, 64 of 64 x 64.
+DECODED_CODES = 4096
 
 
 class DrawnSample(NamedTuple):
@@ -57,10 +58,13 @@ class Drawer:
     def pictures(self, outputs: Sequence[Tensor]) -> list[Image.Image]:
         """What outputs show, each side * side token ids of codes and `</s>`."""
         shown: list[Image.Image] = []
-        for start in range(0, len(outputs), DECODED_AT_A_TIME):
-            tokens = torch.stack([output[:-1] for output in outputs[start : start + DECODED_AT_A_TIME]])
+        at_a_time = max(1, DECODED_CODES // self.side**2)
+        for start in range(0, len(outputs), at_a_time):
+            tokens = torch.stack([output[:-1] for output in outputs[start : start + at_a_time]])
             codes = (tokens - self.vocabulary.code_range[0]).view(-1, self.side, self.side)
-            shown += to_images(self.tokenizer.to(codes.device).decode(codes))
+            # A reward is asked for in the middle of a training step, which may be in mixed precision.
+            with torch.autocast(codes.device.type, enabled=False):
+                shown += to_images(self.tokenizer.to(codes.device).decode(codes))
         return shown
 
     def ranked(

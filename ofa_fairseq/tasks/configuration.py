@@ -61,7 +61,8 @@ def adopt_options(cfg: OFATaskConfig, saved: Any) -> None:
             continue
         if f.name in PATH_OPTIONS and not os.path.exists(value):
             flag = f"--{f.name.replace('_', '-')}"
-            if f.name != "bpe_dir":  # GPT-2's public files may do
+            # GPT-2's public files may do, and codes can be drawn without seeing them.
+            if f.name not in ("bpe_dir", "vqgan_model_path", "vqgan_config_path"):
                 raise ValueError(f"the checkpoint names {value}, which is not here: give {flag}")
             logger.warning("the checkpoint names %s, which is not here: is %s missing?", value, flag)
             continue

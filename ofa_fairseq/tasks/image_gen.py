@@ -70,7 +70,14 @@ class ImageGenConfig(OFATaskConfig):
         default=None, metadata={"help": "weights of the image tokenizer, with which drawings can be seen"}
     )
     vqgan_config_path: Optional[str] = field(default=None, metadata={"help": "its YAML"})
-    clip_model_path: Optional[str] = field(default=None, metadata={"help": "weights of CLIP ViT-B/16"})
+    clip_model_path: Optional[str] = field(default=None, metadata={"help": "weights of CLIP"})
+    clip_model: str = field(
+        default="ViT-B-16",
+        metadata={
+            "help": "open_clip's name of the model that they belong to (OpenAI's weights as open_clip's file:"
+            " ViT-B-16-quickgelu)"
+        },
+    )
     rank_by: Optional[str] = field(
         default=None,
         metadata={
@@ -144,6 +151,12 @@ class ImageGenTask(OFATask):
             raise ValueError("--rank-by caption compares with texts: --eval-clip-method ii_sim needs CLIP")
         if cfg.rank_by == "caption" and not cfg.caption_model_path:
             raise ValueError("--rank-by caption: --caption-model-path is missing, a captioning checkpoint")
+        wanted = None if self.root is None else self.root.checkpoint.best_checkpoint_metric
+        if wanted == self.score_name and not (self.ranks or self.generating):
+            raise ValueError(
+                f"--best-checkpoint-metric {wanted} needs a ranking of drawings: give --clip-model-path, or another"
+                " --rank-by"
+            )
         for name in ("vqgan_model_path", "vqgan_config_path", "clip_model_path", "caption_model_path"):
             path = getattr(cfg, name)
             if path and not Path(path).is_file():
@@ -181,7 +194,16 @@ class ImageGenTask(OFATask):
             rows = model.decoder.embed_tokens.weight[start:end]
             with torch.no_grad():
                 rows.copy_(similar_embeddings(self.drawer.tokenizer.code_vectors(), rows))
+        if self.ranks or self.will_show_drawings:
+            _ = self.drawer  # what it lacks is to be told before hours of training, or of sampling
         return model
+
+    @property
+    def will_show_drawings(self) -> bool:
+        """Whether pictures are written, by fairseq-generate or into the log."""
+        if self.generating:
+            return bool(self.cfg.gen_images_path)
+        return bool(self.cfg.vqgan_model_path and self._pictures.folder)
 
     # -- rows -----------------------------------------------------------------------------------------
 
@@ -195,13 +217,15 @@ class ImageGenTask(OFATask):
         if not caption:
             raise ValueError("the caption is empty")
         text = row.get("drawing")
-        if text is not None and not text.strip() and split.startswith(("train", "valid")):
+        learns = split.startswith(("train", "valid")) and not self.cfg.scst
+        if text is not None and not text.strip() and learns:
             raise ValueError("there are no image codes")
         values: dict[str, Any] = {
             "caption": caption,
             "drawing": self.parse_codes(text or "") or [0] * self.num_codes,
         }
-        compares = self.cfg.eval_clip_method == "ii_sim" and "picture" in row
+        # In training nothing is compared with them.
+        compares = self.cfg.eval_clip_method == "ii_sim" and "picture" in row and split != "train"
         shown = decode_image(row["picture"], root) if compares else None
         return self.make_example(row["id"], values, code_target=True, references=[caption], shown=shown)
 
@@ -233,9 +257,9 @@ class ImageGenTask(OFATask):
         """See `OFATask.get_batch_iterator`.
 
         Raises:
-            ValueError: if training rows have no codes.
+            ValueError: if training rows have no codes, which self-critical training does not need.
         """
-        if dataset.shuffle and "drawing" not in dataset.build.columns:
+        if dataset.shuffle and not self.cfg.scst and "drawing" not in dataset.build.columns:
             raise ValueError(
                 f"{dataset.rows.path}: training needs a column of image codes beside id and caption; python -m"
                 " ofa_fairseq.prepare image_codes makes it"
@@ -246,7 +270,7 @@ class ImageGenTask(OFATask):
 
     def train_step(self, sample: Batch, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, dict[str, Any]]:
         """See `OFATask.train_step`; some rows lose their caption."""
-        if self.cfg.drop_caption:
+        if self.cfg.drop_caption and not self.cfg.scst:  # drawings are rewarded for their captions there
             # fairseq seeds each update, so that a resumed run drops the same.
             dropped = torch.rand(len(sample["target"])) < self.cfg.drop_caption
             sample = self.without_captions(sample, dropped.to(sample["target"].device))
@@ -291,8 +315,18 @@ class ImageGenTask(OFATask):
         return TokenRange(start, end, len(v), length=self.num_codes, eos=v.eos)
 
     def prepare_split(self, split: str, rows: TsvFile) -> None:
-        """A wrong range should be told before training, not by an infinite loss."""
+        """A wrong range should be told before training, not by an infinite loss.
+
+        Raises:
+            ValueError: for such a range, or a file without the pictures that drawings are to be compared with.
+        """
         self.answer_space()
+        compares = self.ranks and self.cfg.eval_clip_method == "ii_sim" and split != "train"
+        if compares and "picture" not in (self._layout(rows) or ()):
+            raise ValueError(
+                f"{rows.path}: --eval-clip-method ii_sim compares drawings with pictures: select four columns,"
+                f" {', '.join(self.layouts()[0])} (--selected-cols)"
+            )
 
     def build_generator(
         self,
@@ -307,7 +341,8 @@ class ImageGenTask(OFATask):
             utils.set_torch_seed(self.root.common.seed + rank)  # or all processes would draw alike
         options: Any = OmegaConf.to_container(args) if isinstance(args, DictConfig) else vars(args)
         lengths = {"min_len": self.num_codes, "max_len_a": 0, "max_len_b": self.num_codes}
-        extra = {"gen_code": True, **(extra_gen_cls_kwargs or {})}
+        # Also with --zero-shot: other tokens than codes are no picture.
+        extra = {"gen_code": True, "answer_space": self.answer_space(), **(extra_gen_cls_kwargs or {})}
         if (
             self.cfg.guidance != 1 and not self.cfg.scst
         ):  # what is learnt from has to be drawn as it is learnt
@@ -323,7 +358,8 @@ class ImageGenTask(OFATask):
             return super().inference_step(generator, models, sample, *args, **kwargs)
         draw = partial(super().inference_step, generator, models, sample, *args, **kwargs)
         hypotheses = self.several_times(draw)
-        if not (self.ranks or self.cfg.gen_images_path):
+        # A batch of bad rows alone holds a stand-in, which nobody asked for.
+        if not (self.ranks or self.cfg.gen_images_path) or not sample["nsentences"]:
             return hypotheses
         drawn = self.drawer.ranked(hypotheses, sample)
         if self.cfg.gen_images_path:
@@ -348,7 +384,9 @@ class ImageGenTask(OFATask):
             )
         scorer = None
         if self.ranks:
-            scorer = picture_scorer(cfg.rank_by or "clip", cfg.clip_model_path, cfg.caption_model_path)
+            scorer = picture_scorer(
+                cfg.rank_by or "clip", cfg.clip_model_path, cfg.caption_model_path, cfg.clip_model
+            )
         tokenizer = ImageTokenizer.load(cfg.vqgan_model_path, cfg.vqgan_config_path)
         return Drawer(tokenizer, self.vocabulary, self.side, scorer, cfg.eval_clip_method == "ii_sim")
 
@@ -368,13 +406,17 @@ class ImageGenTask(OFATask):
             return {}
         if not sample["nsentences"]:
             return {"_score_sum": 0.0, "_score_cnt": 0} if self.ranks else {}
-        generator = self.search(model, self._eval_options())
-        hypotheses = self.several_times(partial(self.inference_step, generator, [model], sample))
+        draw = partial(self.inference_step, self.search(model, self._validation_options()), [model], sample)
+        hypotheses = self.several_times(draw) if self.ranks else draw()
         best = [samples[0] for samples in self.drawer.ranked(hypotheses, sample)]
         self._pictures.add([s.picture for s in best], [texts[0] for texts in sample["references"]])
         if not self.ranks:
             return {}
         return {"_score_sum": float(sum(s.score for s in best)), "_score_cnt": len(best)}
+
+    def _validation_options(self) -> dict[str, Any]:
+        """`--eval-args`; for the log alone one sample is enough: the other processes wait for it."""
+        return self._eval_options() | ({} if self.ranks else {"beam": 1})
 
 
 def similar_embeddings(vectors: Tensor, rows: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ NEVER_ADOPTED = {
     *("_name", "data", "strict_data", "bad_rows", "ema_eval", "zero_shot", "scst", "scst_args"),
     *("val_inference_type", "beam_search_vqa_eval", "valid_batch_size", "candidate_memory", "candidates"),
     *("gen_images_path", "guidance", "sampling_times", "rank_by", "clip_model_path", "caption_model_path"),
+    *("similar_codes", "clip_model"),
 }
 # Released --eval-args also hold this; it is what our generator always does.
 RELEASED_EVAL_OPTIONS = {"stop_on_max_len"}

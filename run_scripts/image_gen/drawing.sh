@@ -20,6 +20,7 @@ drawing_options() {
 choose_drawing() {
     local name variable
     DRAWING=() RANKED=''
+    if [[ -n $CLIP_MODEL_PATH ]]; then PACKAGE_EXTRAS+=(clip); fi
     if [[ -n $EMBEDDED ]]; then
         VQGAN_MODEL_PATH=${VQGAN_MODEL_PATH:-$TOKENIZER/last.ckpt}
         VQGAN_CONFIG_PATH=${VQGAN_CONFIG_PATH:-$TOKENIZER/model.yaml}
@@ -69,6 +70,20 @@ prepare_drawings() {
             --out "$DIGITS/image_gen_$split.tsv"
     done
     end_part
+    if [[ -z $DRY_RUN ]]; then require_same_tokenizer; fi
+}
+
+# To a model that was trained with another tokenizer, codes mean other pictures.
+require_same_tokenizer() {
+    local digest folder
+    digest=$(cat "$TOKENIZER"/{last.ckpt,model.yaml} | cksum)
+    for folder in "$SAVE_DIR" "$(dirname "$RESTORE_FILE")"; do
+        [[ ! -f $folder/tokenizer || $(<"$folder/tokenizer") == "$digest" ]] ||
+            fail "$folder holds a model that was trained with another image tokenizer than $TOKENIZER" \
+                "remove both folders, or give another --save-dir"
+    done
+    mkdir -p "$SAVE_DIR"
+    printf '%s\n' "$digest" >"$SAVE_DIR/tokenizer"
 }
 
 sampling_options() {

@@ -41,7 +41,11 @@ EMBEDDED_FILES=("$DIGITS"/drawings_{test,unseen,two}.tsv)
 choose_evaluation image_gen drawings_test
 choose_drawing
 require_count samples
-if [[ -n $EMBEDDED ]]; then SELECTED_COLS=0,3; fi
+if [[ -n $EMBEDDED ]]; then
+    [[ ! " ${ARGUMENTS[*]} " =~ \ --(samples|sampling-topk|guidance)[=\ ] ]] ||
+        fail "--${BASH_REMATCH[1]} needs --data: the embedded evaluation has settings of its own"
+    SELECTED_COLS=0,3
+fi
 METRICS=()
 if [[ -n $REAL ]]; then
     require_file real
@@ -50,6 +54,7 @@ fi
 if [[ -n $INCEPTION_WEIGHTS ]]; then
     require_file inception-weights
     METRICS+=(--inception-weights "$INCEPTION_WEIGHTS")
+    PACKAGE_EXTRAS+=(metrics)
 fi
 if [[ -n $CLIP_MODEL_PATH ]]; then METRICS+=(--clip-weights "$CLIP_MODEL_PATH"); fi
 

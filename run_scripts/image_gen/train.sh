@@ -39,7 +39,7 @@ PUBLISHED_BATCH=4 # on each of 32 GPUs, accumulated 4 times
 PUBLISHED_EFFECTIVE_BATCH=512
 PUBLISHED=(
     "${SWITCHES[@]}" --keep-last-epochs 15 --keep-best-checkpoints 1 --validate-interval 3 --batch-size-valid 1
-    --code-image-size 256 --num-code 1024 --max-src-length 64
+    --code-image-size 256 --num-code 1024 --max-src-length 64 --report-accuracy
     --lr 1e-3 --max-update 40000 --total-num-update 40000 --warmup-updates 2000 --warmup-ratio -1
     --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1
     --eval-args '{"beam":24,"min_len":1024,"max_len_b":1024,"sampling_topk":256,"temperature":1.0}'

@@ -481,3 +481,84 @@ def test_a_checkpoint_brings_tokenizer_and_size(
     other.task.build_model(trained.cfg.model, from_checkpoint=True)
     assert other.task.num_codes == 4
     assert other.task.drawer.side == 2
+
+
+# -- what a second reader found --------------------------------------------------------------------------
+
+
+def training_flags(tokenizer_flags: tuple[str, ...], *flags: str) -> tuple[str, ...]:
+    return (*SMALL, *tokenizer_flags, *BRIGHTEST, *flags)
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_a_batch_of_bad_rows_alone_is_passed_over(
+    split: str, tmp_path: Path, sentencepiece_dir: Path, tokenizer_flags: tuple[str, ...]
+) -> None:
+    rows = [("0", "a cat"), ("1", " ")]
+    flags = training_flags(tokenizer_flags, "--gen-images-path", str(tmp_path / "drawings"))
+    run = rows_run("image_gen", tmp_path, rows, sentencepiece_dir, *flags, split=split)
+    task, model, dataset = run.task, run.model(), run.task.dataset(split)
+    batch = dataset.collater([dataset[1]])
+    assert batch["nsentences"] == 0
+    if split == "valid":
+        assert task.validate(batch, model) == {"_score_sum": 0.0, "_score_cnt": 0}
+    task.root.common_eval.path = "model.pt"
+    task.inference_step(task.search(model, {"beam": 2}), [model], batch)
+    assert not (tmp_path / "drawings" / "all_results").exists()
+
+
+@pytest.mark.parametrize("row", [("0", "a cat"), ("0", "a cat", "")])
+def test_self_critical_training_needs_no_codes(
+    row: tuple[str, ...], tmp_path: Path, sentencepiece_dir: Path, tokenizer_flags: tuple[str, ...]
+) -> None:
+    flags = training_flags(tokenizer_flags, "--scst", "--criterion", "clip_scst_reward_criterion")
+    task = rows_run("image_gen", tmp_path, [row], sentencepiece_dir, *flags).task
+    assert task.get_batch_iterator(task.dataset("train"), max_sentences=1)
+    assert task.dataset("train")[0].references == ["a cat"]
+
+
+def test_zero_shot_drawings_are_of_codes_too(tmp_path: Path, sentencepiece_dir: Path) -> None:
+    task, model, batch = drawing(tmp_path, sentencepiece_dir, "--zero-shot")
+    generator = task.search(model, {"beam": 9, "temperature": 5.0})
+    for row in task.inference_step(generator, [model], batch):
+        for hypothesis in row:
+            assert len(task.vocabulary.codes(hypothesis["tokens"][:-1].tolist())) == 4
+
+
+def test_comparing_pictures_needs_pictures(
+    tmp_path: Path, sentencepiece_dir: Path, tokenizer_flags: tuple[str, ...]
+) -> None:
+    flags = training_flags(tokenizer_flags, "--eval-clip-method", "ii_sim")
+    with pytest.raises(
+        ValueError, match=r"ii_sim compares drawings with pictures: select four columns, id, pict"
+    ):
+        rows_run("image_gen", tmp_path, [("0", "a cat")], sentencepiece_dir, *flags, split="valid")
+    rows = [("7", picture(), "a cat", CODES)]
+    run = rows_run("image_gen", tmp_path, rows, sentencepiece_dir, *flags)
+    assert run.task.dataset("train")[0].shown is None  # nothing is compared in training
+
+
+def test_what_a_ranking_lacks_is_told_when_the_model_is_built(
+    tmp_path: Path, sentencepiece_dir: Path, tokenizer_flags: tuple[str, ...]
+) -> None:
+    weights = tmp_path / "clip.pt"
+    weights.write_text("no weights")
+    flags = (*SMALL, *tokenizer_flags, "--clip-model-path", str(weights))
+    with pytest.raises(ValueError, match=r"clip"):
+        task_run("image_gen", "a,b", sentencepiece_dir, *flags).model()
+    with pytest.raises(ValueError, match="--best-checkpoint-metric score needs a ranking of drawings"):
+        task_run("image_gen", "a,b", sentencepiece_dir, *SMALL, "--best-checkpoint-metric", "score")
+
+
+def test_codes_can_be_drawn_without_the_tokenizer_that_a_checkpoint_names(
+    tmp_path: Path, sentencepiece_dir: Path
+) -> None:
+    flags = save_small_tokenizer(tmp_path)
+    trained = task_run("image_gen", "a,b", sentencepiece_dir, *SMALL, *flags, "--similar-codes")
+    save_checkpoint(tmp_path / "model.pt", trained)
+    for name in ("last.ckpt", "model.yaml"):
+        (tmp_path / name).unlink()
+    other = task_run("image_gen", "a,b", sentencepiece_dir)
+    other.task.cfg.code_image_size = 256  # fairseq-generate knows no --arch, whose size this would be
+    other.task.build_model(trained.cfg.model, from_checkpoint=True)
+    assert other.task.num_codes == 4
