@@ -28,7 +28,7 @@ read_options "$@"
 
 # -- settings ----------------------------------------------------------------------------------------------
 
-EMBEDDED_START=none EMBEDDED_DATA=prepare_drawings
+EMBEDDED_START=none EMBEDDED_DATA=prepare_drawings EMBEDDED_PROCESSES=2
 EMBEDDED_FLAGS=(
     --code-image-size 64 --num-code 64 --drop-caption 0.1 --similar-codes --max-src-length 40 --lr 2e-3
     --eval-args '{"beam":1,"sampling_topk":50}' --report-accuracy
@@ -55,8 +55,6 @@ choose_drawing
 RECIPE+=("${DRAWING[@]}")
 if [[ -n $EMBEDDED ]]; then
     SELECTED_COLS=0,2,3
-    # A second core adds little to a process of a small model; a second process nearly doubles the speed.
-    if (($(getconf _NPROCESSORS_ONLN) > 1)); then CPU_PROCESSES=2; fi
 fi
 if [[ -z $EMBEDDED && $CONSTRAINT_RANGE != none ]]; then RECIPE+=(--constraint-range "$CONSTRAINT_RANGE"); fi
 # Without a ranking the loss says which model is best.
