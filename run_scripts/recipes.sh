@@ -68,7 +68,7 @@ train_and_evaluate() {
     if [[ -n $EMBEDDED ]]; then
         prepare_digits
         if [[ $EMBEDDED_START != none && ! -f $RESTORE_FILE ]]; then
-            alone env -u NPROC bash "$ROOT/run_scripts/$EMBEDDED_START/train.sh"
+            alone bash "$ROOT/run_scripts/$EMBEDDED_START/train.sh"
         fi
         "$EMBEDDED_DATA"
         for file in "${@:2}"; do paths+=("$DIGITS/$file.tsv"); done

@@ -63,6 +63,11 @@ class TokenRange:
             start, end = (int(part) for part in text.split(","))
         except ValueError as error:
             raise ValueError(f"--constraint-range {text!r}: expected two token ids, 'start,end'") from error
+        if end > vocabulary_size:
+            raise ValueError(
+                f"--constraint-range {text}: this vocabulary has {vocabulary_size} tokens (50265,58457 are the image"
+                " codes of OFA's own; in scripts: --constraint-range none)"
+            )
         return cls(start, end, vocabulary_size)
 
     def next_tokens(self, prefix: Tensor, prompt_lengths: Tensor | None = None) -> Tensor:

@@ -43,8 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--side",
         type=int,
-        default=256,
-        help="pixels along a side of the squares that pictures are made (default 256)",
+        help="pixels along a side of the squares that pictures are made (default: what the tokenizer was trained with)",
     )
     parser.add_argument("--vqgan-model-path", type=Path, required=True, help="the tokenizer's last.ckpt")
     parser.add_argument("--vqgan-config-path", type=Path, required=True, help="the tokenizer's model.yaml")
@@ -61,6 +60,9 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}: expected a number from 1")
+    for name in ("vqgan_model_path", "vqgan_config_path"):
+        if not getattr(args, name).is_file():
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: no such file")
     rows = TsvFile(args.data, columns)
     settings = _settings(args)
     stamp = args.out.with_name(args.out.name + ".settings.json")
@@ -68,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
         logger.info("%s has these codes already", args.out)
         return
     tokenizer = ImageTokenizer.load(args.vqgan_model_path, args.vqgan_config_path)
+    if args.side is None:
+        args.side = tokenizer.config.architecture.resolution
     if args.side < tokenizer.factor or args.side % tokenizer.factor:
         raise ValueError(f"--side {args.side}: expected a multiple of {tokenizer.factor}")
     args.out.parent.mkdir(parents=True, exist_ok=True)

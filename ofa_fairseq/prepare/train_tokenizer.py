@@ -38,6 +38,7 @@ WARMUP_SHARE = 0.05
 GROUND_SHARE = 0.5  # of the updates, until the weight of the ground's codes is reached
 PATIENCE = 200  # updates that a code may go unused
 SHEET_PICTURES = 16
+MOST_HELD_OUT = 200  # pictures, unless told
 EVALUATION_BATCH = 100
 REACH = 4  # pixels around a figure that weigh as much as it does
 PLAIN = 0.02  # distance from the ground, of 1, up to which a pixel belongs to it
@@ -91,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="how much it weighs that plain ground has codes other than one in a picture (default 1)",
     )
-    parser.add_argument("--valid", type=int, default=200, help="pictures held out (default 200)")
+    parser.add_argument("--valid", type=int, help="pictures held out (default: a tenth, at most 200)")
     parser.add_argument(
         "--max-pictures", type=int, default=200_000, help="of more, so many are drawn (default 200000)"
     )
@@ -144,7 +145,7 @@ def _check(args: argparse.Namespace) -> None:
         "log_interval",
         "save_interval",
     ):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected a number from 1")
     for name in ("side", "crop"):
         if getattr(args, name) < FACTOR or getattr(args, name) % FACTOR:
@@ -189,12 +190,14 @@ def _read_pictures(source: PictureSource, args: argparse.Namespace) -> tuple[Ten
         logger.warning(
             "left out %d unreadable pictures of %d, the first: %s", len(failures), len(order), failures[0]
         )
-    if len(pictures) <= args.valid:
+    valid = args.valid or min(MOST_HELD_OUT, max(1, len(pictures) // 10))
+    if len(pictures) <= valid:
         raise ValueError(
-            f"{args.data}: {len(pictures)} readable pictures, too few to hold out {args.valid} of them"
+            f"{args.data}: {len(pictures)} readable pictures, too few to hold out {valid} of them (--valid; in a TSV,"
+            f" are they in --column {args.column}?)"
         )
-    logger.info("%d pictures for training, %d held out", len(pictures) - args.valid, args.valid)
-    return pictures[args.valid :], pictures[: args.valid]
+    logger.info("%d pictures for training, %d held out", len(pictures) - valid, valid)
+    return pictures[valid:], pictures[:valid]
 
 
 def distance_from_ground(pictures: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ EMBEDDED_GUIDED=(--sampling-topk 50 --guidance "$EMBEDDED_GUIDANCE")
 drawing_options() {
     option vqgan-model-path "" "weights of the image tokenizer (last.ckpt), to see drawings"
     option vqgan-config-path "" "its model.yaml"
-    option clip-model-path "" "weights of CLIP ViT-B/16, to rank samples"
+    option clip-model-path "" "weights of CLIP, to rank samples"
+    option clip-model ViT-B-16 "open_clip's name of their model (OpenAI's in open_clip's format: ViT-B-16-quickgelu)"
     option rank-by "" "what ranks samples: clip, caption or package.module:function (default: clip, if it has weights)"
     option caption-model-path "" "checkpoint of a captioning model, for --rank-by caption"
 }
@@ -20,7 +21,10 @@ drawing_options() {
 choose_drawing() {
     local name variable
     DRAWING=() RANKED=''
-    if [[ -n $CLIP_MODEL_PATH ]]; then PACKAGE_EXTRAS+=(clip); fi
+    if [[ -n $CLIP_MODEL_PATH ]]; then
+        PACKAGE_EXTRAS+=(clip)
+        DRAWING+=(--clip-model "$CLIP_MODEL")
+    fi
     if [[ -n $EMBEDDED ]]; then
         VQGAN_MODEL_PATH=${VQGAN_MODEL_PATH:-$TOKENIZER/last.ckpt}
         VQGAN_CONFIG_PATH=${VQGAN_CONFIG_PATH:-$TOKENIZER/model.yaml}
@@ -48,6 +52,13 @@ choose_drawing() {
         RANKED=yes
         [[ -n $VQGAN_MODEL_PATH ]] || fail "to rank drawings give --vqgan-model-path and --vqgan-config-path"
     fi
+}
+
+# The published models' vocabulary has its image codes at 50265,58457; that of ofa_nano is the user's.
+restrict_loss() {
+    if [[ -z $CONSTRAINT_RANGE && $ARCH == ofa_nano ]]; then CONSTRAINT_RANGE=none; fi
+    CONSTRAINT_RANGE=${CONSTRAINT_RANGE:-50265,58457}
+    if [[ $CONSTRAINT_RANGE != none ]]; then RECIPE+=(--constraint-range "$CONSTRAINT_RANGE"); fi
 }
 
 # Scenes, tokenizer and codes, each once.
@@ -90,7 +101,7 @@ sampling_options() {
     option samples "$1" "drawings of each caption"
     option sampling-topk "$2" "each code is one of so many most probable ones (-1: any)"
     option temperature 1.0 "of the samples"
-    option guidance "" "classifier-free guidance, for models trained with --drop-caption (default: 1, none)"
+    option guidance "" "classifier-free guidance, for models trained with --drop-caption (default: 1, none; sample.sh: 2 for its own)"
 }
 
 # draw FOLDER FLAG...: the captions of DATA as FOLDER/drawings (PNG files and pictures.tsv), each process its share.

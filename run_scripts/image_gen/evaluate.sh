@@ -22,8 +22,8 @@ source "$HERE/drawing.sh"
 
 option data "" "TSV file; without it: the embedded test captions"
 drawing_options
-option real "" "TSV file of real pictures, for FID (first column 0: see --real-column)"
-option real-column 1 "column of the pictures in it"
+option real "" "TSV file of real pictures, for FID (needs --inception-weights)"
+option real-column 1 "its picture column, from 0"
 option inception-weights "" "weights of Inception for FID and Inception Score"
 sampling_options 24 256
 evaluation_options 0,2,1 "$ROOT/runs/image_gen_nano/checkpoint_best.pt"
@@ -49,6 +49,8 @@ fi
 METRICS=()
 if [[ -n $REAL ]]; then
     require_file real
+    [[ -n $INCEPTION_WEIGHTS ]] || fail "--real needs --inception-weights, for FID"
+    ((REAL_COLUMN < $(awk -F '\t' '{ print NF; exit }' "$REAL"))) || fail "--real-column $REAL_COLUMN: $REAL has fewer columns"
     METRICS+=(--real "$REAL" --column "$REAL_COLUMN")
 fi
 if [[ -n $INCEPTION_WEIGHTS ]]; then
@@ -56,7 +58,7 @@ if [[ -n $INCEPTION_WEIGHTS ]]; then
     METRICS+=(--inception-weights "$INCEPTION_WEIGHTS")
     PACKAGE_EXTRAS+=(metrics)
 fi
-if [[ -n $CLIP_MODEL_PATH ]]; then METRICS+=(--clip-weights "$CLIP_MODEL_PATH"); fi
+if [[ -n $CLIP_MODEL_PATH ]]; then METRICS+=(--clip-weights "$CLIP_MODEL_PATH" --clip-model "$CLIP_MODEL"); fi
 
 # -- work --------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ if (($#)) && [[ $1 != -* ]]; then
     SENTENCE=$1
     shift
 fi
+[[ -z $SENTENCE || $# -eq 0 || $1 == -* ]] || fail "unexpected argument '$1': put the sentence between quotes"
 read_options "$@"
 
 # -- input -------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ source "$HERE/drawing.sh"
 option data "" "TSV files: train.tsv,valid.tsv; several training files take turns; without it: the embedded data"
 option restore-file "" "checkpoint of stage 1 to start from, or none"
 option arch "" "ofa_tiny, ofa_medium, ofa_base, ofa_large, ofa_huge or ofa_nano (default: ofa_base with --data)"
-option constraint-range 50265,58457 "ids of the image codes: the loss knows no others (with --data; none: all tokens)"
+option constraint-range "" "ids of the image codes, the only tokens of the loss (default: OFA's, 50265,58457; none: all)"
 drawing_options
 training_options 0,2,1
 read_options "$@"
@@ -64,7 +64,7 @@ choose_drawing
 [[ -n $RANKED ]] || fail "--clip-model-path is missing (or another ranking, --rank-by), which is the reward"
 RECIPE+=(--scst "${DRAWING[@]}" --best-checkpoint-metric score --maximize-best-checkpoint-metric)
 if [[ -n $EMBEDDED ]]; then SELECTED_COLS=0,2,3; fi
-if [[ -z $EMBEDDED && $CONSTRAINT_RANGE != none ]]; then RECIPE+=(--constraint-range "$CONSTRAINT_RANGE"); fi
+restrict_loss
 
 # -- work --------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ read_options "$@"
 # From the model of questions: one that has only captioned finds no digit that a text names, and learns nothing here.
 EMBEDDED_START=vqa
 EMBEDDED_FLAGS=(--rows-per-picture 6 --prompt-type prev_output --batch-size-valid 200 --lr 5e-4)
-EMBEDDED_DATA=prepare_digit_tasks EMBEDDED_PROCESSES=2
+EMBEDDED_DATA=prepare_digit_tasks
 EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=4
 
 PUBLISHED_BATCH=4 # on each of 8 GPUs, accumulated 8 times

@@ -202,18 +202,21 @@ def test_published_evaluation(files: Options, tools: Options) -> None:
     assert (cfg.task.data, cfg.task.gen_images_path) == (data, f"{results}/drawings")
     assert [cfg.task[flag[2:].replace("-", "_")] for flag in TOOLS] == list(tools.values())
     pictures = f"--pictures {results}/drawings/pictures.tsv"
-    assert f"picture_metrics {pictures} --clip-weights {tools['--clip-model-path']}\n" in shown
+    assert (
+        f"picture_metrics {pictures} --clip-weights {tools['--clip-model-path']} --clip-model ViT-B-16\n"
+        in shown
+    )
     assert f"contact_sheet {pictures} --out {results}/drawings.png\n" in shown
 
 
 def test_more_metrics_of_an_evaluation(files: Options, tools: Options, tmp_path: Path) -> None:
     model, data = files["--restore-file"], files["--data"].split(",")[1]
     (tmp_path / "inception.pt").write_text("weights")
-    given = {"--model": model, "--data": data, **tools, "--real": data, "--real-column": "3"}
+    given = {"--model": model, "--data": data, **tools, "--real": data, "--real-column": "2"}
     given |= {"--inception-weights": f"{tmp_path}/inception.pt", "--samples": "4", "--guidance": "1.5"}
     shown = dry_run("image_gen/evaluate.sh", *arguments(given))
-    metrics = f"--real {data} --column 3 --inception-weights {tmp_path}/inception.pt --clip-weights"
-    assert f"pictures.tsv {metrics} {tools['--clip-model-path']}\n" in shown
+    metrics = f"--real {data} --column 2 --inception-weights {tmp_path}/inception.pt --clip-weights"
+    assert f"pictures.tsv {metrics} {tools['--clip-model-path']} --clip-model ViT-B-16\n" in shown
     cfg = parse("generation", flags_of("fairseq-generate", shown))
     assert (cfg.generation.beam, cfg.task.guidance) == (4, 1.5)
 
@@ -292,7 +295,7 @@ def refused(name: str, *args: str, **variables: str) -> str:
         (["a\tcat"], "the sentence has a tab or a line break"),
         (["a\ncat"], "the sentence has a tab or a line break"),
         (["a cat", "--samples", "0"], "--samples 0: expected a whole number above 0"),
-        (["a", "cat"], "unexpected argument 'cat'; see --help"),
+        (["a", "cat"], "unexpected argument 'cat': put the sentence between quotes"),
         (["a cat", "--model", "no.pt"], "no.pt is missing: first run bash run_scripts/image_gen/train.sh"),
         (["a cat", "--precision", "fp8"], "--precision fp8: expected one of: "),
     ],
@@ -530,11 +533,14 @@ def test_an_evaluation_with_other_metrics_is_scored_again(stub_checkout: Path, t
     again = run_stubbed(stub_checkout, "evaluate", *own)
     assert calls(stub_checkout) == []
     assert "metrics of the stub" in results(again.stdout)
-    run_stubbed(stub_checkout, "evaluate", *own, "--real", str(data))
+    weights = stub_checkout.parent / "inception.pt"
+    weights.write_text("weights")
+    run_stubbed(stub_checkout, "evaluate", *own, "--real", str(data), "--inception-weights", str(weights))
     (call,) = calls(stub_checkout, words=1000)
     assert call.split()[1:] == [
         *("picture_metrics", *shared, "--real", str(data), "--column", "1"),
-        *("--clip-weights", tools["--clip-model-path"]),
+        *("--inception-weights", str(weights)),
+        *("--clip-weights", tools["--clip-model-path"], "--clip-model", "ViT-B-16"),
     ]
     os.utime(model, (0, 0))  # another model
     run_stubbed(stub_checkout, "evaluate", *own)

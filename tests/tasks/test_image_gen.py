@@ -323,9 +323,7 @@ def test_a_narrower_range_is_kept_to(tmp_path: Path, sentencepiece_dir: Path) ->
 
 
 def test_a_range_beyond_the_codes_is_refused(tmp_path: Path, sentencepiece_dir: Path) -> None:
-    with pytest.raises(
-        ValueError, match="--constraint-range 50265,58457: the image codes are tokens|token range"
-    ):
+    with pytest.raises(ValueError, match="--constraint-range 50265,58457: this vocabulary has [0-9]+ tokens"):
         drawing(tmp_path, sentencepiece_dir, "--constraint-range", "50265,58457")
     with pytest.raises(
         ValueError, match="--constraint-range 10,20: the image codes are tokens [0-9]+ to [0-9]+"
