@@ -458,7 +458,7 @@ def test_logging_of_empty_batches():
     ("options", "message"),
     [
         ({"constraint_range": "20"}, "--constraint-range '20': expected two token ids"),
-        ({"constraint_range": "4,13"}, "4 <= start < end <= 12"),
+        ({"constraint_range": "4,13"}, "--constraint-range 4,13: this vocabulary has 12 tokens"),
         ({"drop_worst_ratio": 1.0}, "--drop-worst-ratio 1.0: expected a share"),
         ({"drop_best_ratio": -0.5}, "--drop-best-ratio -0.5"),
         ({"log_end": 0.0}, "--log-end 0.0"),
