@@ -222,6 +222,18 @@ class SymbolBPE:
         return self._vocabulary._render(symbol for symbol in symbols.split(" ") if symbol)
 
 
+def parse_codes(text: str) -> list[int]:
+    """Image codes of a column, between spaces.
+
+    Raises:
+        ValueError: if they are no whole numbers.
+    """
+    try:
+        return [int(code) for code in text.split()]
+    except ValueError:
+        raise ValueError(f"expected image codes between spaces, got {text[:40]!r}") from None
+
+
 def _shift(numbers: Iterable[int], valid: tuple[int, int], offset: int, what: str) -> list[int]:
     """Add the offset to each number.
 

@@ -1,6 +1,7 @@
 """The list of pictures that a model has drawn: a TSV file with a header, beside or above the picture files."""
 
 import os
+from argparse import ArgumentParser
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +30,18 @@ class DrawnPicture(NamedTuple):
 HEADER = list(DrawnPicture._fields)
 
 
-def read_drawn_pictures(path: str | Path) -> list[DrawnPicture]:
-    """All pictures of a list; the pictures themselves are not opened.
+def add_ranks_argument(parser: ArgumentParser) -> None:
+    """`--ranks`, which `read_drawn_pictures` takes."""
+    parser.add_argument(
+        "--ranks",
+        choices=("first", "all"),
+        default="first",
+        help="of several samples for a caption the best (default) or all",
+    )
+
+
+def read_drawn_pictures(path: str | Path, ranks: str = "all") -> list[DrawnPicture]:
+    """The pictures of a list, all or those of rank 0 ("first"); the pictures themselves are not opened.
 
     Raises:
         FileNotFoundError: no such list.
@@ -42,7 +53,8 @@ def read_drawn_pictures(path: str | Path) -> list[DrawnPicture]:
         raise rows.row_error(0, f"expected the header {', '.join(HEADER)} between tabs, got {rows[0]}")
     if len(rows) == 1:
         raise ValueError(f"{path}: expected pictures below the header, there are none")
-    return [_parse(rows, row) for row in range(1, len(rows))]
+    pictures = [_parse(rows, row) for row in range(1, len(rows))]
+    return [picture for picture in pictures if ranks == "all" or picture.rank == 0]
 
 
 def _parse(rows: TsvFile, row: int) -> DrawnPicture:

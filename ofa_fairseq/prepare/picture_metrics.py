@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..data.images import ImageError, decode_image
 from ..data.tsv import RowError, TsvFile
-from ..drawing.drawn_pictures import DrawnPicture, read_drawn_pictures
+from ..drawing.drawn_pictures import DrawnPicture, add_ranks_argument, read_drawn_pictures
 from ..drawing.picture_scorers import ClipScorer, unusable_weights
 from ..extras import import_extra
 
@@ -43,12 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="list of drawn pictures: a TSV file with the header id, caption, rank, score, path",
     )
-    parser.add_argument(
-        "--ranks",
-        choices=("first", "all"),
-        default="first",
-        help="of several samples for a caption the best (default) or all",
-    )
+    add_ranks_argument(parser)
     parser.add_argument("--real", type=Path, help="TSV file with real pictures, base64 or paths")
     parser.add_argument("--column", type=int, default=4, help="its column of pictures, from 0 (default 4)")
     parser.add_argument("--inception-weights", type=Path, help="for FID and Inception Score")
@@ -64,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("nothing to measure: give --inception-weights, --clip-weights or both")
     if args.real and not args.inception_weights:
         raise ValueError("--real is for FID: give --inception-weights as well")
-    drawn = [p for p in read_drawn_pictures(args.pictures) if args.ranks == "all" or p.rank == 0]
+    drawn = read_drawn_pictures(args.pictures, args.ranks)
     if len(drawn) < 2:
         raise ValueError(f"{args.pictures}: expected at least two pictures of rank 0, found {len(drawn)}")
     # Both are loaded before the long work begins: a missing package or file is found at once.

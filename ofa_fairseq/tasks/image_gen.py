@@ -25,6 +25,7 @@ from ..drawing.drawing_folder import DrawingFolder
 from ..drawing.picture_scorers import picture_scorer
 from ..generation.answer_space import AnswerSpace, TokenRange
 from ..models.image_tokenizer import ImageTokenizer
+from ..vocabulary import parse_codes
 from .ofa_task import OFATask
 from .options import OFATaskConfig
 
@@ -113,6 +114,7 @@ class ImageGenTask(OFATask):
     optional_columns = 1
     score_name = "score"  # the mean over captions of the best sample's, as the ranking says
     cfg: ImageGenConfig
+    _told_of_few = False  # codes, of which the log speaks once
 
     def __getstate__(self) -> dict[str, Any]:
         """See `OFATask.__getstate__`: data workers draw nothing."""
@@ -222,23 +224,20 @@ class ImageGenTask(OFATask):
             raise ValueError("there are no image codes")
         values: dict[str, Any] = {
             "caption": caption,
-            "drawing": self.parse_codes(text or "") or [0] * self.num_codes,
+            "drawing": self.picture_codes(text or "") or [0] * self.num_codes,
         }
         # In training nothing is compared with them.
         compares = self.cfg.eval_clip_method == "ii_sim" and "picture" in row and split != "train"
         shown = decode_image(row["picture"], root) if compares else None
         return self.make_example(row["id"], values, code_target=True, references=[caption], shown=shown)
 
-    def parse_codes(self, text: str) -> list[int]:
+    def picture_codes(self, text: str) -> list[int]:
         """A picture's codes from a column.
 
         Raises:
             ValueError: no whole numbers, out of range, or not as many as a picture has.
         """
-        try:
-            codes = [int(code) for code in text.split()]
-        except ValueError:
-            raise ValueError(f"expected image codes between spaces, got {text[:40]!r}") from None
+        codes = parse_codes(text)
         wanted = self.num_codes
         if len(codes) > wanted or (self.cfg.num_code is not None and codes and len(codes) != wanted):
             raise ValueError(f"{len(codes)} image codes: a picture of {self.side} x {self.side} has {wanted}")
@@ -250,8 +249,6 @@ class ImageGenTask(OFATask):
                 *(len(codes), wanted, wanted),
             )
         return codes
-
-    _told_of_few = False
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """See `OFATask.get_batch_iterator`.
@@ -343,9 +340,8 @@ class ImageGenTask(OFATask):
         lengths = {"min_len": self.num_codes, "max_len_a": 0, "max_len_b": self.num_codes}
         # Also with --zero-shot: other tokens than codes are no picture.
         extra = {"gen_code": True, "answer_space": self.answer_space(), **(extra_gen_cls_kwargs or {})}
-        if (
-            self.cfg.guidance != 1 and not self.cfg.scst
-        ):  # what is learnt from has to be drawn as it is learnt
+        # What is learnt from has to be drawn as it is learnt.
+        if self.cfg.guidance != 1 and not self.cfg.scst:
             extra |= {"guidance": self.cfg.guidance, "null_source": self.null_source}
         drawing = Namespace(**{**options, "sampling": True, **lengths})
         return super().build_generator(models, drawing, seq_gen_cls, extra, prefix_allowed_tokens_fn)

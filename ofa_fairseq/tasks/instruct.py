@@ -15,6 +15,7 @@ from ..generation.answer_space import AnswerSpace, TokenRange
 from ..instruction import TEXT_TYPES, Instruction, Slot, parse
 from ..metrics.row_metrics import RowMetric, row_metric
 from ..metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
+from ..vocabulary import parse_codes
 from .answer_task import AnswerTask, AnswerTaskConfig
 
 
@@ -170,9 +171,9 @@ class InstructTask(AnswerTask):
             return self._frame(pictures).quantize(parse_box(text, pictures[0].size))
         if slot.type == "codes":
             try:
-                return [int(code) for code in text.split()]
-            except ValueError:
-                raise ValueError(f"{slot}: expected image codes between spaces, got {text[:40]!r}") from None
+                return parse_codes(text)
+            except ValueError as error:
+                raise ValueError(f"{slot}: {error}") from None
         return text
 
     def _frame(self, pictures: list[Picture]) -> BoxFrame:

@@ -101,7 +101,7 @@ sampling_options() {
     option samples "$1" "drawings of each caption"
     option sampling-topk "$2" "each code is one of so many most probable ones (-1: any)"
     option temperature 1.0 "of the samples"
-    option guidance "" "classifier-free guidance, for models trained with --drop-caption (default: 1, none; sample.sh: 2 for its own)"
+    option guidance "" "for models trained with --drop-caption (default: 1, none; sample.sh: 2 for the embedded model)"
 }
 
 # draw FOLDER FLAG...: the captions of DATA as FOLDER/drawings (PNG files and pictures.tsv), each process its share.

@@ -50,7 +50,8 @@ METRICS=()
 if [[ -n $REAL ]]; then
     require_file real
     [[ -n $INCEPTION_WEIGHTS ]] || fail "--real needs --inception-weights, for FID"
-    ((REAL_COLUMN < $(awk -F '\t' '{ print NF; exit }' "$REAL"))) || fail "--real-column $REAL_COLUMN: $REAL has fewer columns"
+    ((REAL_COLUMN < $(awk -F '\t' '{ print NF; exit }' "$REAL"))) ||
+        fail "--real-column $REAL_COLUMN: $REAL has fewer columns"
     METRICS+=(--real "$REAL" --column "$REAL_COLUMN")
 fi
 if [[ -n $INCEPTION_WEIGHTS ]]; then

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 import ofa_fairseq  # noqa: F401  (registers tasks and models)
 
 ROOT = Path(__file__).parents[2]
+STUBS = Path(__file__).parent / "stub_commands.sh"
 PLUGIN = str(ROOT / "ofa_fairseq")
 SET_BY_MACHINES = (
     "OFA_",
@@ -44,6 +46,32 @@ def script_in(root: Path, name: str, *args: str, **variables: str) -> subprocess
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def stub_checkout_in(folder: Path) -> Path:
+    """A copy of the scripts beside stubs of the commands that they start, in `bin/`."""
+    root = folder / "checkout"
+    shutil.copytree(ROOT / "run_scripts", root / "run_scripts")
+    shutil.copy(ROOT / "setup.py", root)
+    (folder / "bin").mkdir()
+    for name in ("python3.11", "fairseq-train", "fairseq-generate"):
+        shutil.copy(STUBS, folder / "bin" / name)
+        (folder / "bin" / name).chmod(0o755)
+    return root
+
+
+def run_stubbed(root: Path, name: str, *args: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run run_scripts/NAME of such a copy."""
+    path = {"PATH": f"{root.parent}/bin:/usr/bin:/bin", "STUB_LOG": f"{root.parent}/calls"}
+    return script_in(root, name, *args, **(path | variables))
+
+
+def stub_calls(root: Path, words: int = 2) -> list[str]:
+    """First words of each call of a stub so far, which are then forgotten."""
+    log = root.parent / "calls"
+    lines = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return [" ".join(line.split()[:words]) for line in lines]
 
 
 def dry_run(name: str, *args: str, **variables: str) -> str:

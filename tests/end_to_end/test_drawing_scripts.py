@@ -2,17 +2,25 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import script_runs
 from omegaconf import DictConfig
-from script_runs import PLUGIN, ROOT, dry_run, flags_of, parse, script, script_in
+from script_runs import (
+    PLUGIN,
+    ROOT,
+    dry_run,
+    flags_of,
+    parse,
+    script,
+    stub_calls,
+    stub_checkout_in,
+)
 
-STUBS = Path(__file__).parent / "stub_commands.sh"
 RANGE = "50265,58457"
 TOOLS = ("--vqgan-model-path", "--vqgan-config-path", "--clip-model-path")
 Options = dict[str, str]
@@ -390,28 +398,16 @@ def test_evaluation_refuses(changes: dict[str, Any], message: str, files: Option
 
 @pytest.fixture
 def stub_checkout(tmp_path: Path) -> Path:
-    """A copy of the scripts beside stubs of the commands that they start, in `bin/`."""
-    root = tmp_path / "checkout"
-    shutil.copytree(ROOT / "run_scripts", root / "run_scripts")
-    shutil.copy(ROOT / "setup.py", root)
-    (tmp_path / "bin").mkdir()
-    for name in ("python3.11", "fairseq-train", "fairseq-generate"):
-        shutil.copy(STUBS, tmp_path / "bin" / name)
-        (tmp_path / "bin" / name).chmod(0o755)
-    return root
+    return stub_checkout_in(tmp_path)
 
 
 def run_stubbed(root: Path, name: str, *args: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    path = {"PATH": f"{root.parent}/bin:/usr/bin:/bin", "STUB_LOG": f"{root.parent}/calls", "NPROC": "1"}
-    return script_in(root, f"image_gen/{name}.sh", *args, **(path | variables))
+    return script_runs.run_stubbed(root, f"image_gen/{name}.sh", *args, **({"NPROC": "1"} | variables))
 
 
 def calls(root: Path, words: int = 2) -> list[str]:
-    """First words of each call so far but for the installation, which are then forgotten."""
-    log = root.parent / "calls"
-    lines = log.read_text().splitlines() if log.exists() else []
-    log.unlink(missing_ok=True)
-    return [" ".join(line.split()[:words]) for line in lines if not line.startswith("pip ")]
+    """But for the installation."""
+    return [call for call in stub_calls(root, words) if not call.startswith("pip ")]
 
 
 def generation(root: Path, call: str) -> DictConfig:

@@ -9,10 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from script_runs import PLUGIN, ROOT, dry_run, flags_of, parse, script, script_in
+from script_runs import (
+    PLUGIN,
+    ROOT,
+    dry_run,
+    flags_of,
+    parse,
+    run_stubbed,
+    script,
+    stub_calls,
+    stub_checkout_in,
+)
 
 SCRIPTS = sorted(path.relative_to(ROOT / "run_scripts") for path in (ROOT / "run_scripts").rglob("*.sh"))
-STUBS = Path(__file__).parent / "stub_commands.sh"
 
 
 @pytest.fixture
@@ -440,39 +449,18 @@ def test_a_worker_knows_its_place(tmp_path: Path, devices: str | None) -> None:
 
 @pytest.fixture
 def stub_checkout(tmp_path: Path) -> Path:
-    """A copy of the scripts beside stubs of the commands that they start, in `bin/`."""
-    root = tmp_path / "checkout"
-    shutil.copytree(ROOT / "run_scripts", root / "run_scripts")
-    shutil.copy(ROOT / "setup.py", root)
-    (tmp_path / "bin").mkdir()
-    for name in ("python3.11", "fairseq-train", "fairseq-generate"):
-        shutil.copy(STUBS, tmp_path / "bin" / name)
-        (tmp_path / "bin" / name).chmod(0o755)
-    return root
-
-
-def run_stubbed(root: Path, name: str, *args: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    path = {"PATH": f"{root.parent}/bin:/usr/bin:/bin", "STUB_LOG": f"{root.parent}/calls"}
-    return script_in(root, name, *args, **path, **variables)
-
-
-def calls(root: Path) -> list[str]:
-    """First two words of each call so far, which are then forgotten."""
-    log = root.parent / "calls"
-    lines = log.read_text().splitlines() if log.exists() else []
-    log.unlink(missing_ok=True)
-    return [" ".join(line.split()[:2]) for line in lines]
+    return stub_checkout_in(tmp_path)
 
 
 def test_from_nothing_interrupted_and_again(stub_checkout: Path) -> None:
     interrupted = run_stubbed(stub_checkout, "caption/train.sh", STUB_FAILS="fairseq-train")
     assert interrupted.returncode != 0
     assert "== results" not in interrupted.stdout
-    assert [c for c in calls(stub_checkout) if c.startswith("pip")] == ["pip install"]
+    assert [c for c in stub_calls(stub_checkout) if c.startswith("pip")] == ["pip install"]
 
     done = run_stubbed(stub_checkout, "caption/train.sh")
     assert done.returncode == 0, done.stdout
-    assert calls(stub_checkout) == [
+    assert stub_calls(stub_checkout) == [
         "prepare digits",
         "fairseq-train " + embedded_files(stub_checkout),
         "fairseq-generate " + f"{stub_checkout}/data/digits/test.tsv",
@@ -492,7 +480,7 @@ def test_from_nothing_interrupted_and_again(stub_checkout: Path) -> None:
     assert parts == ["installation", "data", "training", "data", "training", "generation", "scoring"]
 
     again = run_stubbed(stub_checkout, "caption/train.sh")
-    assert calls(stub_checkout) == ["prepare digits"]
+    assert stub_calls(stub_checkout) == ["prepare digits"]
     assert (
         again.stdout[again.stdout.index("== results") :].split("== time")[0]
         == (done.stdout[done.stdout.index("== results") :].split("== time")[0])
@@ -503,9 +491,9 @@ def test_a_failed_evaluation_is_no_result(stub_checkout: Path) -> None:
     failed = run_stubbed(stub_checkout, "caption/train.sh", STUB_FAILS="collect_predictions")
     assert failed.returncode != 0
     assert "== results" not in failed.stdout
-    calls(stub_checkout)
+    stub_calls(stub_checkout)
     assert run_stubbed(stub_checkout, "caption/train.sh").returncode == 0
-    assert "prepare collect_predictions" in calls(stub_checkout)
+    assert "prepare collect_predictions" in stub_calls(stub_checkout)
 
 
 @pytest.mark.parametrize("task", ["vqa", "refcoco", "snli_ve"])
@@ -526,9 +514,9 @@ def test_what_was_compared_is_not_compared_again(stub_checkout: Path, task: str)
     ]
     if task == "refcoco":
         work += [f"fairseq-generate {data}/refcoco_absent_test.tsv", "prepare presence"]
-    assert [call for call in calls(stub_checkout) if not call.startswith("pip")] == work, done.stdout
+    assert [call for call in stub_calls(stub_checkout) if not call.startswith("pip")] == work, done.stdout
     again = run_stubbed(stub_checkout, f"{task}/evaluate.sh")
-    assert calls(stub_checkout) == []
+    assert stub_calls(stub_checkout) == []
     for title, shown in (
         ("results", "stub: prepare score_by_kind"),
         ("absent digits", "stub: prepare presence"),
@@ -541,7 +529,7 @@ def test_what_was_compared_is_not_compared_again(stub_checkout: Path, task: str)
             assert sections[0] == sections[1]
     os.utime(model, (0, 0))  # another model
     run_stubbed(stub_checkout, f"{task}/evaluate.sh")
-    assert calls(stub_checkout) == work
+    assert stub_calls(stub_checkout) == work
 
 
 @pytest.mark.parametrize("missing", ["model", "data"])
@@ -563,14 +551,14 @@ def test_an_embedded_evaluation_says_which_file_is_missing(stub_checkout: Path, 
 def test_installs_again_only_after_a_change(stub_checkout: Path) -> None:
     for _ in range(2):
         assert run_stubbed(stub_checkout, "setup.sh").returncode == 0
-    assert calls(stub_checkout).count("pip install") == 1
+    assert stub_calls(stub_checkout).count("pip install") == 1
     run_stubbed(stub_checkout, "setup.sh", "test")
     run_stubbed(stub_checkout, "setup.sh")
-    assert calls(stub_checkout).count("pip install") == 1
+    assert stub_calls(stub_checkout).count("pip install") == 1
     with (stub_checkout / "setup.py").open("a") as file:
         file.write("# changed\n")
     run_stubbed(stub_checkout, "setup.sh")
-    assert calls(stub_checkout).count("pip install") == 1
+    assert stub_calls(stub_checkout).count("pip install") == 1
 
 
 def test_installs_into_the_active_environment(stub_checkout: Path) -> None:

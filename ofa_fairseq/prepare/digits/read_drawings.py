@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ...data.images import ImageError, decode_image
 from ...data.tsv import TsvFile
-from ...drawing.drawn_pictures import read_drawn_pictures
+from ...drawing.drawn_pictures import add_ranks_argument, read_drawn_pictures
 from ...metrics.cider import Floats
 from .drawing_reader import DrawingReader, FoundDigit
 from .reading import Mention, holds, match, parse_caption
@@ -58,12 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="TSV file of real pictures (uniq-id, image-id, picture, text), to see how well the reader reads",
     )
-    parser.add_argument(
-        "--ranks",
-        choices=("first", "all"),
-        default="first",
-        help="samples of a caption to count (default first)",
-    )
+    add_ranks_argument(parser)
     parser.add_argument(
         "--reconstructed-by",
         type=Path,
@@ -77,7 +72,7 @@ def drawn_pictures(path: Path, ranks: str) -> Iterator[CaptionedPicture]:
 
     Raises ValueError if the list or a picture can't be used or no picture has rank 0, OSError if there is no list.
     """
-    listed = [drawn for drawn in read_drawn_pictures(path) if ranks == "all" or drawn.rank == 0]
+    listed = read_drawn_pictures(path, ranks)
     if not listed:
         raise ValueError(f"{path}: expected pictures of rank 0, there are none")
     for drawn in listed:
