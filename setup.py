@@ -37,6 +37,7 @@ setup(
         "metrics": ["torchmetrics>=1.4", "torch-fidelity>=0.3"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "pycocoevalcap>=1.2",
             "ruff>=0.6",

@@ -21,4 +21,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 run ruff check .
 run ruff format --check .
 run mypy
-run python -m pytest "${SELECTION[@]}" "$@"
+# A file's tests stay in one process, since they share what is slow to make.
+run python -m pytest --numprocesses auto --dist loadfile "${SELECTION[@]}" "$@"

@@ -1,11 +1,14 @@
 """Closed sets of answers: from a released pickle, a JSON file or a text file."""
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from . import safe_pickle
+
+logger = logging.getLogger(__name__)
 
 FORMS = (
     "a pickle or JSON file of a dictionary answer -> number or of a list of answers, or a text file with an"
@@ -24,12 +27,22 @@ def read_answers(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of answers")
-    if path.suffix in (".pkl", ".p", ".pickle"):
+    suffix = path.suffix.lower()
+    with path.open("rb") as file:
+        begins_as_pickle = file.read(1) == b"\x80"  # of every protocol since Python 2.3
+    if begins_as_pickle or suffix in (".pkl", ".p", ".pickle"):
         content = safe_pickle.load(path)
+        # Lists of answers without their articles may have one of what was only an article.
+        if isinstance(content, dict) and "" in content:
+            logger.warning("%s: the empty answer is left out", path)
+            content = [answer for answer in content if answer != ""]
     else:
-        text = path.read_text(encoding="utf-8-sig")
-        content = _from_json(text, path) if path.suffix == ".json" else text.split("\n")
-        if path.suffix != ".json":
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: expected {FORMS} in UTF-8 ({error})") from error
+        content = _from_json(text, path) if suffix == ".json" else text.split("\n")
+        if suffix != ".json":
             content = [line.removesuffix("\r") for line in content]
             content = content[:-1] if content[-1] == "" else content
     if not isinstance(content, dict | list):

@@ -7,6 +7,9 @@ import numpy as np
 
 Box = tuple[float, float, float, float]
 
+# Pixels that a box may reach out of its picture: sums of rounded numbers are that exact.
+ROUNDING = 0.05
+
 
 def parse_box(text: str, size: tuple[int, int]) -> Box:
     """The box of a column.
@@ -16,19 +19,30 @@ def parse_box(text: str, size: tuple[int, int]) -> Box:
         size: width and height of the picture, in pixels.
 
     Raises:
-        ValueError: not four numbers, not inside the picture (by more than rounding), or without an area.
+        ValueError: not four numbers, not inside the picture (by more than `ROUNDING`), or without an area.
     """
     try:
         x0, y0, x1, y1 = (float(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"the box {text!r}: expected four numbers x0,y0,x1,y1") from None
-    width, height = size
-    slack = 1e-3  # of a pixel: numbers that were rounded when they were written
-    if not (-slack <= x0 and x1 <= width + slack and -slack <= y0 and y1 <= height + slack):
-        raise ValueError(f"the box {text} reaches out of the picture of {width} x {height} pixels")
-    x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+    try:
+        return clipped((x0, y0, x1, y1), size, ROUNDING)
+    except ValueError as error:
+        raise ValueError(f"the box {text} {error}") from None
+
+
+def clipped(box: Box, size: tuple[int, int], tolerance: float) -> Box:
+    """The part of a box that lies in a picture of this width and height.
+
+    Raises:
+        ValueError: what is wrong with the box, if it reaches out by more than `tolerance` pixels or has no area.
+    """
+    limits = (*size, *size)
+    if not all(-tolerance <= edge <= limit + tolerance for edge, limit in zip(box, limits)):
+        raise ValueError(f"reaches out of the picture of {size[0]} x {size[1]} pixels")
+    x0, y0, x1, y1 = (min(max(edge, 0.0), float(limit)) for edge, limit in zip(box, limits))
     if not (x0 < x1 and y0 < y1):
-        raise ValueError(f"the box {text} has no area: expected x0 < x1 and y0 < y1")
+        raise ValueError("has no area: expected x0 < x1 and y0 < y1")
     return x0, y0, x1, y1
 
 

@@ -7,6 +7,7 @@ mended. Search, lengths, prompts, scores and ensembles are stock.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from types import NoneType
@@ -18,6 +19,8 @@ from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor, nn
 
 from .answer_space import NUM_SPECIALS, AnswerSpace, AnswerTrie
+
+logger = logging.getLogger(__name__)
 
 
 class NoRepeatNgrams(nn.Module):
@@ -257,29 +260,50 @@ class OFASequenceGenerator(SequenceGenerator):
         if self.min_len > max_len:
             raise ValueError(f"--min-len {self.min_len} is longer than the longest output, {max_len} tokens")
         prompt_lengths = None if prefix_tokens is None else prefix_tokens.ne(self.pad).sum(dim=1)
-        if prompt_lengths is not None and int(prompt_lengths.max()) >= max_len:
-            row = int(prompt_lengths.argmax())
-            name = f"row {sample['id'][row]}: " if "id" in sample else ""
-            raise ValueError(
-                f"{name}a forced prompt of {int(prompt_lengths.max())} tokens leaves no room in outputs of at most"
-                f" {max_len}, which count it: raise --max-len-b (in --eval-args or --scst-args max_len_b)"
-                " or --max-target-positions"
-            )
-        if isinstance(self.search, search.Sampling) and isinstance(self.model.answer_space, AnswerTrie):
-            longest = self.model.answer_space.longest
-            longest += 0 if prompt_lengths is None else int(prompt_lengths.max())
-            # The only token allowed at the limit is the end, which a longer answer forbids.
-            if longest > max_len:
-                raise ValueError(
-                    f"answers can't be drawn: the longest, with its prompt, has {longest} tokens, and outputs have at"
-                    f" most {max_len} (--max-len-b, in --scst-args max_len_b)"
-                )
+        options = self.max_len_a, self.max_len_b
+        needed = self._needed_length(0 if prompt_lengths is None else int(prompt_lengths.max()), max_len)
+        if needed > max_len:
+            max_len = needed
+            self.max_len_a, self.max_len_b = 0, needed  # where stock looks
         self.model.begin(prompt_lengths, max_len)
         # A set of fewer answers than beams leaves beams that can never end: stock asserts that there are none.
         self.search.stop_on_max_len = True
-        return super()._generate(
-            sample, prefix_tokens, constraints, bos_token=self.bos if bos_token is None else bos_token
-        )
+        try:
+            return super()._generate(
+                sample, prefix_tokens, constraints, bos_token=self.bos if bos_token is None else bos_token
+            )
+        finally:
+            self.max_len_a, self.max_len_b = options
+
+    def _needed_length(self, prompt: int, max_len: int) -> int:
+        """Tokens, a forced prompt among them, that outputs need where options allow `max_len`.
+
+        One long question must not end a run: after a prompt that fills all that is allowed, as much is allowed again.
+        Answers of a closed set always fit: cut off they would be none.
+
+        Raises:
+            ValueError: the model has too few positions.
+        """
+        answers = self.model.answer_space
+        if isinstance(answers, AnswerTrie):
+            needed = prompt + answers.longest
+        elif prompt < max_len:
+            return max_len
+        else:
+            needed = min(prompt + max_len, max(prompt + 1, self.max_len - 1))
+            logger.warning(
+                "a forced prompt of %d tokens leaves no room in outputs of at most %d (--max-len-b), which count it:"
+                " %d are allowed in its batch",
+                prompt,
+                max_len,
+                needed,
+            )
+        if needed > self.max_len - 1:
+            raise ValueError(
+                f"outputs need {needed} tokens, {prompt} of them a forced prompt, but the model has positions for"
+                f" {self.max_len - 1} (--max-target-positions)"
+            )
+        return needed
 
     def unending(self, prompts: Tensor) -> Tensor:
         """Prompts whose `</s>` end no output; they show as `<s>` in hypotheses, until `remove_prompt`."""

@@ -16,6 +16,7 @@ from fairseq.scoring import BaseScorer, register_scorer
 
 from ..data.text_normalize import split_references, strip_punctuation
 from .cider import CiderD, DocumentFrequencies, Floats, check_paired
+from .vqa_accuracy import without_confidence
 
 
 def bleu4(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -73,7 +74,7 @@ class CaptionScorer(BaseScorer):
     ref: list[list[str]]
 
     def add_string(self, ref: str, pred: str) -> None:
-        references = [strip_punctuation(text) for text in split_references(ref)]
+        references = [strip_punctuation(without_confidence(text)) for text in split_references(ref)]
         if any(references):
             self.ref.append(references)
             self.pred.append(strip_punctuation(pred))

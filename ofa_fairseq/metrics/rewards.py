@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .cider import CiderD, DocumentFrequencies, Floats
 from .row_metrics import row_metric
-from .vqa_accuracy import CONFIDENCE_SEPARATOR
+from .vqa_accuracy import without_confidence
 
 END = "<eos>"
 
@@ -47,9 +47,7 @@ def reward(
 
     def score(outputs: Sequence[tuple[str, bool]], references: Sequence[Sequence[str]]) -> Floats:
         if not weighs:
-            references = [
-                [text.rpartition(CONFIDENCE_SEPARATOR)[2] for text in texts] for texts in references
-            ]
+            references = [[without_confidence(text) for text in texts] for texts in references]
         return metric([text for text, _ in outputs], references)
 
     return score

@@ -1,11 +1,14 @@
 """fairseq `--scoring` entries `accuracy`, `vqa` and `box_accuracy`: the row metrics of these names, in per cent."""
 
+from dataclasses import dataclass, field
+
 from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import BaseScorer, register_scorer
 
 from ..data.text_normalize import split_references
 from .caption_scorers import NOTHING_SCORED
 from .row_metrics import row_metric
+from .vqa_accuracy import CONFIDENCE_SEPARATOR, normalise_answer, without_confidence
 
 
 class RowScorer(BaseScorer):
@@ -22,10 +25,14 @@ class RowScorer(BaseScorer):
     ref: list[list[str]]
 
     def add_string(self, ref: str, pred: str) -> None:
-        references = [text for text in split_references(ref) if text.strip()]
+        references = [self.reference(text) for text in split_references(ref) if text.strip()]
         if references:
             self.ref.append(references)
             self.pred.append(pred)
+
+    def reference(self, text: str) -> str:
+        """A reference as the metric takes it."""
+        return without_confidence(text)
 
     def score(self) -> float:
         return 100 * float(row_metric(self.metric_name)(self.pred, self.ref).mean()) if self.pred else 0.0
@@ -44,12 +51,31 @@ class AccuracyScorer(RowScorer):
     label = "Accuracy"
 
 
-@register_scorer("vqa", dataclass=FairseqDataclass)
+@dataclass
+class VqaScorerConfig(FairseqDataclass):
+    vqa_normalize: bool = field(
+        default=False,
+        metadata={"help": "compare as the official evaluation does: lower case, no articles or punctuation"},
+    )
+
+
+@register_scorer("vqa", dataclass=VqaScorerConfig)
 class VqaScorer(RowScorer):
     """VQA accuracy, from references like `0.6|!+cat&&0.3|!+kitten`."""
 
     metric_name = "vqa"
     label = "VQA accuracy"
+
+    def add_string(self, ref: str, pred: str) -> None:
+        super().add_string(ref, self._compared(pred))
+
+    def reference(self, text: str) -> str:
+        """With its confidence."""
+        confidence, separator, answer = text.rpartition(CONFIDENCE_SEPARATOR)
+        return confidence + separator + self._compared(answer)
+
+    def _compared(self, answer: str) -> str:
+        return normalise_answer(answer) or answer if self.cfg.vqa_normalize else answer
 
 
 @register_scorer("box_accuracy", dataclass=FairseqDataclass)

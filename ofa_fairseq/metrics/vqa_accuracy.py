@@ -16,6 +16,9 @@ from .cider import Floats, check_paired
 # Between the confidence and the answer, in the released files.
 CONFIDENCE_SEPARATOR = "|!+"
 
+# A number before a bar: a separator that was written otherwise.
+_LIKE_A_CONFIDENCE = re.compile(r"\s*[01]?\.?\d+\s*\|")
+
 _ENOUGH_MATCHES = 3
 
 
@@ -23,17 +26,26 @@ def parse_answer(text: str) -> tuple[str, float]:
     """Answer and confidence of `0.6|!+cat`, or of a plain `cat` (confidence 1); white space around both goes.
 
     Raises:
-        ValueError: the confidence is no number from 0 to 1, or the answer is empty.
+        ValueError: the confidence is no number from 0 to 1 or not parted by `|!+`, or the answer is empty.
     """
     before, separator, after = text.partition(CONFIDENCE_SEPARATOR)
+    if not separator and _LIKE_A_CONFIDENCE.match(text):
+        raise ValueError(f"what is the confidence of {text!r}? Expected like 0.6|!+cat")
     answer = (after if separator else before).strip()
     if not answer:
         raise ValueError(f"the answer is empty: {text!r}")
     return answer, _confidence(before, text) if separator else 1.0
 
 
+def without_confidence(text: str) -> str:
+    """`cat` of `0.6|!+cat`; a plain text as it is."""
+    return text.rpartition(CONFIDENCE_SEPARATOR)[2]
+
+
 def _confidence(number: str, text: str) -> float:
     try:
+        if "_" in number or not number.isascii():  # what Python, but no file, takes for digits
+            raise ValueError
         confidence = float(number)
     except ValueError:
         raise ValueError(f"confidence {number!r} is no number: {text!r}, expected like 0.6|!+cat") from None

@@ -254,7 +254,7 @@ class OFAEncoder(PositionTables, FairseqEncoder):
                 f"pictures of {images.size(-2)} x {images.size(-1)} pixels give {rows} x {columns} patches;"
                 f" at most {self.grid} x {self.grid} fit (--image-bucket-size)"
             )
-        features = features.flatten(2).transpose(1, 2)
+        features = self.image_proj(features.flatten(2).transpose(1, 2))  # of each picture once
         if patch_rows is not None:
             features = features[patch_rows]
         ids = grid_position_ids(rows, columns, self.grid).to(features.device)[None]
@@ -277,7 +277,7 @@ class OFAEncoder(PositionTables, FairseqEncoder):
             positions = interpolate_grid(original, rows, columns)[None]
         else:
             positions = self.embed_image_positions(ids)
-        return Patches(self.image_proj(features), positions, ids, padding)
+        return Patches(features, positions, ids, padding)
 
     def _content(self, x: Tensor, positions: Tensor, kind: int) -> Tensor:
         """Scale, optional entangled positions, type vector, norm, dropout; [B, n, d] -> [B, n, d]."""

@@ -29,7 +29,7 @@ from ..data.tsv import TsvFile, parse_columns
 from ..files import atomic_write
 from ..metrics.box_accuracy import parse_box
 from ..metrics.caption_scorers import CiderScorer, CiderScorerConfig
-from ..metrics.row_scorers import AccuracyScorer, BoxAccuracyScorer, VqaScorer
+from ..metrics.row_scorers import AccuracyScorer, BoxAccuracyScorer, VqaScorer, VqaScorerConfig
 from .predictions import Output, read_outputs
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--document-frequencies",
         help="caption: file of them for CIDEr-D (default: counted over the references)",
     )
+    parser.add_argument(
+        "--vqa-normalize",
+        action="store_true",
+        help="vqa: compare as the official evaluation does: lower case, no articles or punctuation",
+    )
     boxes = parser.add_argument_group("refcoco")
     boxes.add_argument("--data", type=Path, help="the TSV file, for the pictures and their sizes")
     boxes.add_argument(
@@ -79,10 +84,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_targets(path: Path) -> dict[str, str]:
-    """The joined references by id: the T- lines of an output of fairseq-generate."""
+    """The joined references by id: the T- lines of an output of fairseq-generate; rows that share an id are told."""
     with path.open(encoding="utf-8", newline="\n") as file:
         columns = [line.rstrip("\r\n").split("\t", 1) for line in file if line.startswith("T-")]
-    return {key.removeprefix("T-"): text for key, text in columns}
+    targets = {key.removeprefix("T-"): text for key, text in columns}
+    if len(targets) < len(columns):
+        logger.warning(
+            "%s: %d rows, but only %d different ids: of rows that share an id one output is kept",
+            path,
+            len(columns),
+            len(targets),
+        )
+    return targets
 
 
 def run(args: argparse.Namespace) -> None:
@@ -123,8 +136,9 @@ def _id(key: str, task: str) -> str | int:
 def _scorer(args: argparse.Namespace) -> BaseScorer:
     if args.task == "caption":
         return CiderScorer(CiderScorerConfig(cider_document_frequencies=args.document_frequencies))
-    classes = {"vqa": VqaScorer, "refcoco": BoxAccuracyScorer, "snli_ve": AccuracyScorer}
-    return classes[args.task](None)
+    if args.task == "vqa":
+        return VqaScorer(VqaScorerConfig(vqa_normalize=args.vqa_normalize))
+    return {"refcoco": BoxAccuracyScorer, "snli_ve": AccuracyScorer}[args.task](None)
 
 
 def _boxes_in_pixels(

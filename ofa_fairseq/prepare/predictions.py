@@ -46,10 +46,11 @@ def read_outputs(path: Path) -> dict[str, Output]:
         ValueError: a D- line of another form.
     """
     outputs: dict[str, Output] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    lines = path.read_bytes().decode("utf-8").split("\n")  # not at what else an output may hold: \r
+    for number, line in enumerate(lines, start=1):
         if not line.startswith("D-"):
             continue
-        columns = line.rstrip("\r").split("\t")
+        columns = line.rstrip("\r").split("\t", 2)
         try:
             key, score, text = columns
             output = Output(text, 2.0 ** float(score))

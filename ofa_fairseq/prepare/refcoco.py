@@ -13,7 +13,7 @@ import argparse
 import math
 from pathlib import Path
 
-from ..data.boxes import Box
+from ..data.boxes import Box, clipped
 from . import conversion
 from .plan import Plan, Row
 from .refcoco_annotations import read_phrases
@@ -31,14 +31,11 @@ def corners(box: tuple[float, float, float, float], size: tuple[int, int]) -> Bo
     if not all(map(math.isfinite, box)):
         raise ValueError("a box that is not of finite numbers")
     # Sums of decimal fractions are off in the last digits.
-    edges = [round(edge, 4) for edge in (x, y, x + width, y + height)]
-    limits = (*size, *size)
-    if any(not -TOLERANCE <= edge <= limit + TOLERANCE for edge, limit in zip(edges, limits)):
-        raise ValueError("a box that reaches out of the picture")
-    x0, y0, x1, y1 = (min(max(edge, 0.0), float(limit)) for edge, limit in zip(edges, limits))
-    if not (x0 < x1 and y0 < y1):
-        raise ValueError("a box without area")
-    return x0, y0, x1, y1
+    x0, y0, x1, y1 = (round(edge, 4) for edge in (x, y, x + width, y + height))
+    try:
+        return clipped((x0, y0, x1, y1), size, TOLERANCE)
+    except ValueError as error:
+        raise ValueError(f"the box {error}") from None
 
 
 def plan_rows(name: str, refs: Path, instances: Path) -> Plan:

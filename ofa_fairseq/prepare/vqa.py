@@ -38,7 +38,8 @@ HELD_OUT_QUESTIONS = 10_000
 
 @cache  # most of the millions of answers are the same few
 def clean_answer(text: str) -> str:
-    return without_separator(normalise_answer(text))
+    """Normalised, unless nothing would be left: "a" answers "which letter is it?"."""
+    return without_separator(normalise_answer(text) or text.strip().lower())
 
 
 def frequent_answers(questions: Iterable[Question], min_frequency: int) -> list[str]:

@@ -14,7 +14,7 @@ from ..data.answer_list import parse_answers, read_answers
 from ..data.text_normalize import split_references
 from ..generation.answer_space import AnswerSpace, AnswerTrie
 from ..generation.candidates import CandidateScorer
-from ..metrics.vqa_accuracy import parse_answer
+from ..metrics.vqa_accuracy import CONFIDENCE_SEPARATOR, parse_answer
 from .ofa_task import OFATask
 from .options import OFATaskConfig
 
@@ -62,6 +62,7 @@ class AnswerTaskConfig(OFATaskConfig):
         default=None,
         metadata={
             "help": "fairseq-generate: also write the probability of every allowed answer, a JSON line for each row"
+            " (of several processes each writes its own file, FILE.0 and so on)"
         },
     )
     uses_ema: bool = field(
@@ -76,7 +77,6 @@ class Answers(NamedTuple):
     confidence: float  # of the best
     learnable: bool  # whether there is one that is allowed
     texts: list[str]  # all, as they stand in the column
-    plain: list[str]  # without their confidences
 
 
 class AnswerTask(OFATask):
@@ -86,6 +86,7 @@ class AnswerTask(OFATask):
     """
 
     answer_slot: str
+    zero_shot_is_free = False
     cfg: AnswerTaskConfig
 
     def __init__(self, cfg: AnswerTaskConfig) -> None:
@@ -168,6 +169,8 @@ class AnswerTask(OFATask):
             ValueError: a confidence does not parse, or in training nothing can be learnt.
         """
         texts = [text for text in split_references(column) if text.strip()]
+        if 0 < sum(CONFIDENCE_SEPARATOR in text for text in texts) < len(texts):
+            raise ValueError(f"some answers of {column!r} have a confidence and others have none")
         rated = [parse_answer(text) for text in texts]
         allowed = [(answer, confidence) for answer, confidence in rated if self.is_allowed(answer)]
         if split == "train" and not allowed:
@@ -175,7 +178,7 @@ class AnswerTask(OFATask):
                 f"no answer of {column!r} is in the answer list" if rated else "the answer is empty"
             )
         answer, confidence = max(allowed, key=lambda pair: pair[1], default=("", 1.0))
-        return Answers(answer, confidence, bool(allowed), texts, [answer for answer, _ in rated])
+        return Answers(answer, confidence, bool(allowed), texts)
 
     def cut_target(self, tokens: list[int]) -> list[int]:
         """Free answers are cut to `--max-tgt-length` tokens, as released; allowed ones, boxes and codes never are."""
@@ -194,7 +197,8 @@ class AnswerTask(OFATask):
     ) -> Any:
         """All-candidate scoring where answers are a closed set and nothing asks for a search, as a class does."""
         cfg = self.cfg
-        beam = cfg.beam_search_vqa_eval or cfg.val_inference_type == "beamsearch" or cfg.zero_shot
+        free = cfg.zero_shot and self.zero_shot_is_free
+        beam = cfg.beam_search_vqa_eval or cfg.val_inference_type == "beamsearch" or free
         if self.answers is None or beam or seq_gen_cls is not None:
             if cfg.candidates:
                 raise ValueError(
@@ -219,8 +223,13 @@ class AnswerTask(OFATask):
         """See `OFATask.inference_step`; with `--candidates`, also list all answers."""
         hypotheses = super().inference_step(generator, models, sample, prefix_tokens, constraints)
         if self.generating and self.cfg.candidates:
-            self._write_candidates(Path(self.cfg.candidates), sample["id"].tolist(), hypotheses)
+            self._write_candidates(self._candidates_path(), sample["id"].tolist(), hypotheses)
         return hypotheses
+
+    def _candidates_path(self) -> Path:
+        place = self.root.distributed_training
+        several = place.distributed_world_size > 1
+        return Path(f"{self.cfg.candidates}.{place.distributed_rank}" if several else self.cfg.candidates)
 
     def _write_candidates(
         self, path: Path, ids: Sequence[str], hypotheses: list[list[dict[str, Tensor]]]

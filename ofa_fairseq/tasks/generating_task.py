@@ -18,17 +18,22 @@ from ..data.example import Batch
 from ..generation.answer_space import AnswerSpace
 from ..generation.generator import OFASequenceGenerator, diverse_beam_search
 from ..vocabulary import Vocabulary
-from .configuration import root_of
+from .configuration import plain_options, root_of
 from .options import RELEASED_EVAL_OPTIONS, OFATaskConfig
 
 
 class GeneratingTask(FairseqTask):
-    """What `OFATask` does in generation; the vocabulary and the answer space are for it to say."""
+    """What `OFATask` does in generation; the vocabulary and the answer space are for it to say.
 
+    Class attribute:
+        zero_shot_is_free: whether `--zero-shot` lifts the answer space.
+    """
+
+    zero_shot_is_free = True
     cfg: OFATaskConfig
 
     def __init__(self, cfg: OFATaskConfig) -> None:
-        super().__init__(cfg)
+        super().__init__(plain_options(cfg))
         self.root = root_of(cfg)
         self.dictionary = Dictionary()
         self._generators: dict[Hashable, Any] = {}
@@ -58,7 +63,7 @@ class GeneratingTask(FairseqTask):
         """A generator with fairseq's options (`--beam`, `--lenpen`, ...) over the task's answer space."""
         self.prepare_models(models)
         extra = {
-            "answer_space": None if self.cfg.zero_shot else self.answer_space(),
+            "answer_space": None if self.cfg.zero_shot and self.zero_shot_is_free else self.answer_space(),
             **(extra_gen_cls_kwargs or {}),
         }
         generator = super().build_generator(

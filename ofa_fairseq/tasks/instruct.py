@@ -9,14 +9,16 @@ from fairseq.tasks import register_task
 from ..data.boxes import BoxFrame, box_text, parse_box
 from ..data.example import Example
 from ..data.image_transforms import Picture
-from ..data.text_normalize import pre_caption, strip_punctuation
+from ..data.text_normalize import REFERENCE_SEPARATOR, pre_caption, strip_punctuation
 from ..data.tsv import TsvFile
 from ..generation.answer_space import AnswerSpace, TokenRange
 from ..instruction import TEXT_TYPES, Instruction, Slot, parse
 from ..metrics.row_metrics import RowMetric, row_metric
-from ..metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
+from ..metrics.vqa_accuracy import CONFIDENCE_SEPARATOR, without_confidence
 from ..vocabulary import parse_codes
 from .answer_task import AnswerTask, AnswerTaskConfig
+
+BOX_METRICS, TEXT_METRICS = ("box_accuracy", "box_iou"), ("accuracy", "cider", "rouge_l", "vqa")
 
 
 @dataclass
@@ -59,9 +61,9 @@ class InstructTask(AnswerTask):
     """Any task that one instruction says; its slots are filled from the columns of the same names.
 
     A column holds, by the type of its slot: a picture (base64 or a path); text; a label; a box `x0,y0,x1,y1` in pixels
-    of the first picture; image codes between spaces. The column of a text or label that is the whole target may hold
-    several references, `a&&b`, also with confidences, `0.6|!+a&&1.0|!+b`: the one of highest confidence (the first of
-    equals) is learnt, all count when outputs are scored.
+    of the first picture; image codes between spaces. The column of a text or label that is the target's one slot may
+    hold several references, `a&&b`, also with confidences, `0.6|!+a&&1.0|!+b`: the one of highest confidence (the first
+    of equals) is learnt, all count when outputs are scored, with the text around the slot.
     """
 
     cfg: InstructConfig
@@ -81,7 +83,13 @@ class InstructTask(AnswerTask):
             raise ValueError("task instruct needs --instruction and --columns, see docs/add_a_task.md")
         super().use_options()
         if self.answers is not None and not self.answer_slot:
-            raise ValueError("--answers: expected a target that is one text or label slot")
+            raise ValueError("--answers: expected a target with one slot, text or label")
+        if cfg.metric in BOX_METRICS and self._only_slot != "box":
+            raise ValueError(f"--metric {cfg.metric}: expected a target that is one box slot")
+        if cfg.metric in TEXT_METRICS and self._only_slot == "box":
+            raise ValueError(
+                f"--metric {cfg.metric}: the target is a box, expected {' or '.join(BOX_METRICS)}"
+            )
         self._validation_metric = row_metric(cfg.metric) if cfg.metric else None
         wanted = None if self.root is None else self.root.checkpoint.best_checkpoint_metric
         if wanted == self.score_name and not (cfg.metric or self.generating):
@@ -105,7 +113,7 @@ class InstructTask(AnswerTask):
 
     @property
     def answer_slot(self) -> str:  # type: ignore[override]
-        """The text or label that is the whole target, or nothing."""
+        """The text or label that is the target's one slot, or nothing."""
         slots = self.instruction.slots("target")
         return slots[0].name if len(slots) == 1 and slots[0].type in TEXT_TYPES else ""
 
@@ -142,11 +150,16 @@ class InstructTask(AnswerTask):
             answers = self.best_answer(row[self.answer_slot], split)
             values[self.answer_slot] = answers.best
             return {
-                "references": answers.texts if self._weighs else list(map(self.clean_output, answers.plain)),
+                "references": [self._filled(text) for text in answers.texts],
                 "weight": answers.confidence,
                 "learn": answers.learnable,
             }
         values |= {slot.name: self._value(slot, row, pictures) for slot in slots}
+        for slot in slots:
+            if slot.type in TEXT_TYPES and REFERENCE_SEPARATOR in row[slot.name]:
+                raise ValueError(
+                    f"the column {slot.name} holds several texts, expected one beside other slots"
+                )
         if self._only_slot == "box":
             box = parse_box(row[slots[0].name], pictures[0].size)
             return {"references": [box_text(self._frame(pictures).to_bins(box))]}
@@ -159,9 +172,17 @@ class InstructTask(AnswerTask):
         target = self.instruction.target
         return target[0].type if len(target) == 1 and isinstance(target[0], Slot) else ""
 
-    @property
-    def _weighs(self) -> bool:
-        return self.cfg.metric == "vqa"
+    def _filled(self, text: str) -> str:
+        """A reference of the target's one slot as outputs are compared with it; with its confidence where that counts.
+
+        fairseq-generate keeps it for whichever `--scoring` it is asked for.
+        """
+        confidence, separator, answer = text.rpartition(CONFIDENCE_SEPARATOR)
+        filled = self._as_output(answer)
+        return confidence + separator + filled if self.cfg.metric == "vqa" or self.generating else filled
+
+    def _as_output(self, answer: str) -> str:
+        return self.clean_output(self.instruction.fill("target", {self.answer_slot: answer.strip()}))
 
     def _value(self, slot: Slot, row: dict[str, str], pictures: list[Picture]) -> Any:
         text = row[slot.name]
@@ -196,12 +217,12 @@ class InstructTask(AnswerTask):
             self._validation_metric = self.cider(rows)
 
     def reference_column(self) -> str | None:
-        """The answer's, where that is the whole target."""
+        """The answer's, where that is the target's one slot."""
         return self.answer_slot or None
 
     def clean_reference(self, text: str) -> str:
-        """Without a confidence."""
-        return self.clean_output(text.rpartition(CONFIDENCE_SEPARATOR)[2])
+        """Without a confidence, with the text around the slot."""
+        return self._as_output(without_confidence(text))
 
     def clean_output(self, text: str) -> str:
         """Without punctuation where CIDEr-D reads it."""

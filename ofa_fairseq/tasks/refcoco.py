@@ -8,6 +8,7 @@ from fairseq.tasks import register_task
 from ..data.boxes import BoxFrame, box_text, parse_box
 from ..data.example import Example
 from ..data.text_normalize import pre_caption
+from ..data.tsv import TsvFile
 from ..generation.answer_space import AnswerSpace
 from ..metrics.row_metrics import RowMetric, row_metric
 from .ofa_task import OFATask
@@ -56,13 +57,16 @@ class RefcocoTask(OFATask):
             references = [box_text(frame.to_bins(box))]
         return self.make_example(row["id"], values, [picture], learn=bool(references), references=references)
 
-    def box_frame(self, size: tuple[int, int]) -> BoxFrame:
-        """How boxes in a picture of this size become bins."""
+    def prepare_split(self, split: str, rows: TsvFile) -> None:
+        """Raises ValueError if bins don't reach to a picture's end; a checkpoint may have brought the options."""
         if self.cfg.patch_image_size > self.cfg.max_image_size:
             raise ValueError(
                 f"--max-image-size {self.cfg.max_image_size} is smaller than --patch-image-size"
                 f" {self.cfg.patch_image_size}: bins would not reach to the picture's end"
             )
+
+    def box_frame(self, size: tuple[int, int]) -> BoxFrame:
+        """How boxes in a picture of this size become bins."""
         width, height = size
         return BoxFrame(width, height, self.cfg.patch_image_size, self.cfg.max_image_size, self.cfg.num_bins)
 

@@ -1,5 +1,6 @@
 """Visual question answering: `[image:picture] [text:question] -> [text:answer]`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -47,11 +48,16 @@ class VqaTask(AnswerTask):
     optional_columns = 2
     answer_slot = "answer"
     score_name = "vqa_score"
+    zero_shot_is_free = True
     cfg: VqaConfig
 
     def build_instruction(self) -> Instruction:
         """With `--add-object`, the one that lists objects."""
         return parse(RELEASED["vqa_objects" if self.cfg.add_object else "vqa"])
+
+    def layouts(self) -> list[Sequence[str]]:
+        """With `--add-object`, those that have objects."""
+        return [names for names in super().layouts() if "objects" in names or not self.cfg.add_object]
 
     @property
     def answers(self) -> list[str] | None:
@@ -66,8 +72,6 @@ class VqaTask(AnswerTask):
         answers = self.best_answer(row["answer"], split)
         values = {"question": self._question(row["question"]), "answer": answers.best}
         if self.cfg.add_object:
-            if "objects" not in row:
-                raise ValueError("--add-object needs the column objects")
             labels = split_references(row["objects"])[: self.cfg.max_object_length]
             values["objects"] = " ".join(labels)
         return self.make_example(

@@ -157,3 +157,28 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing.txt"):
         read_answers(tmp_path / "nothing.txt")
+
+
+@pytest.mark.parametrize("name", ["answers", "answers.PKL", "answers.txt"])
+def test_a_pickle_is_known_by_its_first_byte(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps({"yes": 0, "no": 1}, protocol=2))
+    assert read_answers(path) == ["yes", "no"]
+    path.write_bytes(pickle.dumps(eval, protocol=2))
+    with pytest.raises(pickle.UnpicklingError, match=r"eval"):
+        read_answers(path)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.txt", b"caf\xe9\n"), ("a.json", '["x"]'.encode("utf-16"))])
+def test_another_encoding_is_an_error_that_names_the_file(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path}: expected .* in UTF-8"):
+        read_answers(path)
+
+
+def test_the_empty_answer_of_a_pickle_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "trainval_ans2label.pkl"
+    path.write_bytes(pickle.dumps({"net": 0, "": 1, "yes": 2}))
+    assert read_answers(path) == ["net", "yes"]
+    assert f"{path}: the empty answer is left out" in caplog.text

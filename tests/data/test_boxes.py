@@ -77,7 +77,7 @@ def test_a_reference_is_read_as_the_metric_reads_it(
         ("10.5,20.0,90.25,70.75", (10.5, 20.0, 90.25, 70.75)),
         (" 0, 0 ,100, 80 ", (0, 0, 100, 80)),
         ("1e1,0,20,2.5e1", (10, 0, 20, 25)),
-        ("-0.0005,0,100.0005,80.0009", (0, 0, 100, 80)),  # rounded when it was written
+        ("-0.0005,0,100.0005,80.01", (0, 0, 100, 80)),  # a sum of numbers that were rounded
     ],
 )
 def test_columns(text: str, expected: tuple[float, ...]) -> None:

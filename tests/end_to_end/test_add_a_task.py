@@ -280,6 +280,7 @@ BOX_FLAGS = ("--instruction", "[image:photo] where is the [text:thing]? -> [box:
 BOXES = (*BOX_FLAGS, "--columns", "id,photo,thing,place")
 ANSWERS = ("--ans2label-dict", '["red", "blue"]')
 LONG = "one two three four five"
+TWO_SLOTS = ("--instruction", "[image:photo] what is it? -> [text:colour] [text:thing]")
 
 # Rows that can be used.
 GOOD = {
@@ -330,6 +331,17 @@ CASES: dict[str, list[Case]] = {
         with_bad("instruct", 3, "high|!+red"),
         with_bad("vqa", 3, "high|!+red"),
         with_bad("vqa", 3, "1.5|!+red"),
+    ],
+    "a confidence and its answer with another sign between them": [
+        with_bad("instruct", 3, "0.6|red"),
+        with_bad("vqa", 3, "0.6|red"),
+    ],
+    "answers with confidences beside answers without": [
+        with_bad("instruct", 3, "0.6|!+red&&pink"),
+        with_bad("vqa", 3, "0.6|!+red&&pink"),
+    ],
+    "several texts in one of several slots of a target": [
+        with_bad("instruct", 3, "red&&pink", *TWO_SLOTS),
     ],
     "a box that reaches out of the picture": box_cases("0,0,50,20"),
     "a box without area": box_cases("9,9,9,20"),

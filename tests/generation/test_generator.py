@@ -338,11 +338,28 @@ def test_ends_inside_a_prompt_end_nothing(model: Any) -> None:
 
 
 @pytest.mark.parametrize("length", [3, 4])
-def test_a_prompt_that_fills_the_output_is_an_error(model: Any, length: int) -> None:
+def test_a_prompt_that_fills_the_output_makes_it_longer(
+    model: Any, length: int, caplog: pytest.LogCaptureFixture
+) -> None:
     prompts = torch.full((3, length), 20)
-    generate(model, batch(), prefix_tokens=prompts, max_len_b=length + 1)
-    with pytest.raises(ValueError, match=f"a forced prompt of {length} tokens leaves no room"):
-        generate(model, batch(), prefix_tokens=prompts, max_len_b=length)
+    expected = generate(model, batch(), prefix_tokens=prompts, max_len_b=2 * length)
+    assert not caplog.records
+    found = generate(model, batch(), prefix_tokens=prompts, max_len_b=length)
+    assert f"a forced prompt of {length} tokens leaves no room in outputs of at most {length}" in caplog.text
+    assert found == expected
+
+
+def test_options_hold_again_after_a_prompt_that_fills_the_output(model: Any) -> None:
+    generator = OFASequenceGenerator([model], model.decoder.dictionary, beam_size=2, max_len_b=4)
+    for tokens, longest in ((torch.full((3, 6), 20), 10), (None, 4), (torch.full((3, 2), 20), 4)):
+        rows = generator.generate([model], batch(), prefix_tokens=tokens)
+        assert max(len(h["tokens"]) for hypotheses in rows for h in hypotheses) <= longest + 1
+
+
+def test_a_prompt_longer_than_the_positions_is_an_error(model: Any) -> None:
+    prompts = torch.full((3, model.decoder.max_positions()), 20)
+    with pytest.raises(ValueError, match=f"{prompts.size(1)} of them a forced prompt"):
+        generate(model, batch(), prefix_tokens=prompts, max_len_b=5)
 
 
 @pytest.mark.parametrize(("normalize", "len_penalty"), [(True, 1.0), (True, 0.5), (False, 1.0)])

@@ -217,12 +217,12 @@ def test_corpus_mode_counts_each_row_as_a_document() -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        gzip.compress(b'{"num_documents": 3, "counts": {"a": 1}}')[:-9],
-        gzip.compress(b'{"num_documents": 3}'),
-        gzip.compress(b'{"num_documents": 0, "counts": {}}'),
-        gzip.compress(b'{"num_documents": "3", "counts": {}}'),
-        gzip.compress(b"[1, 2]"),
-        gzip.compress(b"a ball\t3"),
+        gzip.compress(b'{"num_documents": 3, "counts": {"a": 1}}', mtime=0)[:-9],
+        gzip.compress(b'{"num_documents": 3}', mtime=0),
+        gzip.compress(b'{"num_documents": 0, "counts": {}}', mtime=0),
+        gzip.compress(b'{"num_documents": "3", "counts": {}}', mtime=0),
+        gzip.compress(b"[1, 2]", mtime=0),
+        gzip.compress(b"a ball\t3", mtime=0),
         pickle.dumps([1, 2]),
         pickle.dumps({"document_frequency": {("a",): 1.0}}),
         pickle.dumps({"document_frequency": {"a": 1.0}, "ref_len": 3}),

@@ -70,3 +70,22 @@ def test_a_bad_reference_is_named() -> None:
         scorer.add_string(reference, "cat")
         with pytest.raises(ValueError, match="row 0: "):
             scorer.score()
+
+
+@pytest.mark.parametrize("name", ["accuracy", "cider", "rouge_l", "caption_bleu"])
+def test_confidences_are_no_part_of_a_reference(name: str) -> None:
+    plain, weighted = build(name), build(name)
+    for reference, output in (("a red dog&&a hound", "a red dog"), ("two blue cats", "two cats")):
+        plain.add_string(reference, output)
+        weighted.add_string("&&".join(f"0.5|!+{text}" for text in reference.split("&&")), output)
+    assert plain.score() == weighted.score() > 0
+
+
+def test_answers_may_be_compared_as_the_official_evaluation_does() -> None:
+    strict, lenient = build("vqa"), build("vqa", "--vqa-normalize")
+    for scorer in (strict, lenient):
+        scorer.add_string("0.9|!+two dogs&&0.3|!+The Dog", "Dog.")
+        scorer.add_string("1.0|!+2", "two")
+        scorer.add_string("1.0|!+a", "a")
+    assert strict.score() == pytest.approx(100 / 3)
+    assert lenient.score() == pytest.approx(100 * (0.3 + 1.0 + 1.0) / 3)

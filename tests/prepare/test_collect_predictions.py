@@ -13,6 +13,7 @@ from ofa_fairseq.data.boxes import BoxFrame
 from ofa_fairseq.data.images import encode_image
 from ofa_fairseq.prepare.__main__ import main
 from ofa_fairseq.prepare.collect_predictions import read_targets
+from ofa_fairseq.prepare.predictions import read_outputs
 
 ROWS = {
     "7": ("a red seven, small.", "a small red seven&&one red seven at the left"),
@@ -105,3 +106,17 @@ def test_boxes_are_in_pixels_of_the_stored_picture(
     assert entry["box"] == pytest.approx([10, 5, 60, 40], abs=1)
     assert "Acc@0.5 = 100.00" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["a_1.png"]
+
+
+def test_an_output_may_hold_tabs_and_carriage_returns(tmp_path: Path) -> None:
+    path = tmp_path / "generate-test.txt"
+    path.write_bytes(b"D-7\t-1\ta\tb\nD-8\t-1\tc\rD-9\t-1\td\n")
+    outputs = read_outputs(path)
+    assert {key: output.text for key, output in outputs.items()} == {"7": "a\tb", "8": "c\rD-9\t-1\td"}
+
+
+def test_rows_that_share_an_id_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "generate-test.txt"
+    path.write_text("T-1\tcat\nT-1\tdog\nT-2\tcow\n")
+    assert read_targets(path) == {"1": "dog", "2": "cow"}
+    assert "3 rows, but only 2 different ids" in caplog.text

@@ -134,8 +134,12 @@ def test_a_row_for_each_sentence(convert: Callable[..., Path], tmp_path: Path, c
 def test_unusable_boxes_words_and_pictures_are_listed(convert: Callable[..., Path]) -> None:
     out = convert(pickle.dumps(REFS))
     assert read_lines(out / "left_out_rows.txt") == [
-        ["13_0", "a box without area", "(10.0, 10.0, 0.0, 5.0) in (64, 48)"],
-        ["14_0", "a box that reaches out of the picture", "(40.0, 10.0, 26.0, 5.0) in (64, 48)"],
+        ["13_0", "the box has no area: expected x0 < x1 and y0 < y1", "(10.0, 10.0, 0.0, 5.0) in (64, 48)"],
+        [
+            "14_0",
+            "the box reaches out of the picture of 64 x 48 pixels",
+            "(40.0, 10.0, 26.0, 5.0) in (64, 48)",
+        ],
         ["17_0", "no words", "val"],
     ]
     reasons = {image_id: reason for image_id, _, reason in read_lines(out / "missing_images.txt")}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq import tasks
+from fairseq import scoring, tasks
 from omegaconf import open_dict
 from task_builders import (
     Run,
@@ -344,7 +344,7 @@ def test_a_closed_set(flag: str, tmp_path: Path, sentencepiece_dir: Path) -> Non
 def test_a_closed_set_needs_a_single_answer(line: str, tmp_path: Path, sentencepiece_dir: Path) -> None:
     (tmp_path / "colours.txt").write_text("red\n")
     flags = flags_of(line, COLUMNS, "--answers", str(tmp_path / "colours.txt"))
-    with pytest.raises(ValueError, match="--answers: expected a target that is one text or label slot"):
+    with pytest.raises(ValueError, match="--answers: expected a target with one slot, text or label"):
         task_run("instruct", "a,b", sentencepiece_dir, *flags)
 
 
@@ -482,8 +482,8 @@ def test_box_metrics(metric: str, expected: float, tmp_path: Path, sentencepiece
         ),
         (
             " what? -> a [text:name] of [text:colour]",
-            {"name": "car&&van", "colour": "red"},
-            "a car&&van of red",
+            {"name": "car & van", "colour": "red"},
+            "a car & van of red",
         ),
     ],
 )
@@ -678,3 +678,65 @@ def test_a_checkpoint_of_another_task_brings_no_instruction(tmp_path: Path, sent
 def test_data_of_one_line_can_go_to_spawned_workers(tmp_path: Path, sentencepiece_dir: Path) -> None:
     dataset = run_of(tmp_path, sentencepiece_dir, [row()], "--metric", "accuracy").task.dataset("train")
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[0].source, dataset[0].source)
+
+
+# Text around the target's one slot
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "vqa"])
+def test_an_answer_is_scored_with_the_text_around_it(
+    metric: str, tmp_path: Path, sentencepiece_dir: Path
+) -> None:
+    instruction = "[image:photo] what colour is the [text:thing]? -> it is [text:colour]"
+    answers = tmp_path / "answers.txt"
+    answers.write_text("red\npink\n")
+    flags = ("--metric", metric, "--answers", str(answers))
+    rows = [row(colour="0.3|!+red&&1.0|!+pink"), row(colour="red")]
+    run = run_of(tmp_path, sentencepiece_dir, rows, *flags, instruction=instruction, split="valid")
+    dataset = run.task.dataset("valid")
+    outputs = [run.task.clean_output(run.task.decode(dataset[i].target)) for i in range(2)]
+    assert outputs == ["it is pink", "it is red"]
+    references = [dataset[i].references for i in range(2)]
+    found = run.task.validation_metric()(["it is red", "it is red"], references)
+    assert found.tolist() == ([0.3, 1.0] if metric == "vqa" else [1.0, 1.0])
+    assert run.task.validation_metric()(outputs, references).tolist() == [1.0, 1.0]
+    assert run.task.validation_metric()(["red", "red"], references).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("scorer", "expected"), [("accuracy", 100.0), ("vqa", 30.0), ("rouge_l", 100.0)])
+def test_generation_keeps_confidences_for_the_scorer_that_reads_them(
+    scorer: str, expected: float, tmp_path: Path, sentencepiece_dir: Path
+) -> None:
+    run = run_of(
+        tmp_path,
+        sentencepiece_dir,
+        [row(colour="0.3|!+red&&1.0|!+pink")],
+        "--metric",
+        "accuracy",
+        split="test",
+    )
+    with open_dict(run.cfg):
+        run.cfg.common_eval.path = "checkpoint.pt"
+    task = tasks.setup_task(run.cfg.task)
+    task.load_dataset("test")
+    target = task.decode(task.dataset("test")[0].target)
+    assert target == "0.3|!+red&&1.0|!+pink"
+    counted = scoring.build_scorer(scorer, None)
+    counted.add_string(target, "red")
+    assert counted.score() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("target", "metric", "message"),
+    [
+        ("[text:colour]", "box_accuracy", "expected a target that is one box slot"),
+        ("at [box:colour]", "box_iou", "expected a target that is one box slot"),
+        ("[box:colour]", "accuracy", "the target is a box, expected box_accuracy or box_iou"),
+    ],
+)
+def test_a_metric_that_does_not_fit_the_target_stops_before_training(
+    target: str, metric: str, message: str, tmp_path: Path, sentencepiece_dir: Path
+) -> None:
+    instruction = f"[image:photo] what? -> {target}"
+    with pytest.raises(ValueError, match=f"--metric {metric}: {message}"):
+        run_of(tmp_path, sentencepiece_dir, [row()], "--metric", metric, instruction=instruction)

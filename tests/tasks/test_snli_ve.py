@@ -1,6 +1,7 @@
 """Entailment: rows, both prompts, labels, and the validation score."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def test_the_question_as_text(
 ) -> None:
     rows = [row("...Two dogs play,  T-shirt ", " A <person> on/grass.")]
     assert source_of(dataset_of("snli_ve", tmp_path, rows, sentencepiece_dir, *flags)) == expected
+
+
+def test_zero_shot_chooses_among_the_three_answers_too(tmp_path: Path, sentencepiece_dir: Path) -> None:
+    run = rows_run("snli_ve", tmp_path, [row()], sentencepiece_dir, "--zero-shot", split="valid")
+    generator = run.task.build_generator([run.model()], Namespace(beam=5))
+    (hypotheses,) = run.task.inference_step(generator, [run.model()], batch_of(run.task.dataset("valid")))
+    assert sorted(run.task.decode(h["tokens"]).strip() for h in hypotheses) == ["maybe", "no", "yes"]
 
 
 @pytest.mark.parametrize(

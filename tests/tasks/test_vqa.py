@@ -82,7 +82,9 @@ def test_other_numbers_of_columns_are_explained(
 
 def test_objects_that_are_asked_for_must_be_there(tmp_path: Path, sentencepiece_dir: Path) -> None:
     flags = ("--selected-cols", "0,1,2,3", "--add-object")
-    with pytest.raises(ValueError, match=r"--add-object needs the column objects"):
+    with pytest.raises(
+        ValueError, match=r"task vqa needs 5 to 6 \(id, picture, question, answer, objects, caption\)"
+    ):
         dataset_of("vqa", tmp_path, [row()], sentencepiece_dir, *flags)
 
 
