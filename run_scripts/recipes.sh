@@ -175,6 +175,15 @@ score_by_kind() {
         --predictions "${GENERATED[0]}" --blank "$2" | keep_in "$RESULTS_PATH/by_kind.txt"
 }
 
+# tell_absent OUTPUTS: presence.txt, how well probabilities tell what is not in the picture.
+tell_absent() {
+    part "scores for absent digits" "$RESULTS_PATH/presence_finished" "$GENERATION" score_presence "$1"
+    say "absent digits"
+    show presence.txt
+}
+
+score_presence() { prepare presence --predictions "$1" | keep_in "$RESULTS_PATH/presence.txt"; }
+
 # A TSV file with a black picture in a column (from 0) of every row.
 with_blank_pictures() {
     local black

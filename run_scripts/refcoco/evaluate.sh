@@ -38,9 +38,6 @@ COLLECT_FLAGS=(
 )
 if [[ $DRAW == yes ]]; then COLLECT_FLAGS+=(--draw "$RESULTS_PATH/boxes"); fi
 
-# score_presence OUTPUTS: presence.txt
-score_presence() { prepare presence --predictions "$1" | keep_in "$RESULTS_PATH/presence.txt"; }
-
 evaluate refcoco 4 --scoring box_accuracy "${PUBLISHED[@]}"
 if [[ -n $EMBEDDED ]]; then
     absent=$RESULTS_PATH/absent
@@ -48,8 +45,5 @@ if [[ -n $EMBEDDED ]]; then
         run fairseq-generate "$DIGITS/refcoco_absent_test.tsv" --user-dir "$ROOT/ofa_fairseq" --task refcoco \
         --path "$MODEL" --selected-cols "$SELECTED_COLS" --bpe-dir "$BPE_DIR" "${PUBLISHED[@]}" --unnormalized \
         --batch-size "$BATCH_SIZE" --results-path "$absent"
-    part "scores for absent digits" "$RESULTS_PATH/presence_finished" "$GENERATION" \
-        score_presence "$absent/generate-test.txt"
-    say "absent digits"
-    show presence.txt
+    tell_absent "$absent/generate-test.txt"
 fi

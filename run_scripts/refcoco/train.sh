@@ -26,9 +26,9 @@ read_options "$@"
 
 # From the model of questions, which finds what a text names: from the captioning one the score was 79 instead of 89.
 EMBEDDED_START=vqa
-EMBEDDED_FLAGS=(--rows-per-picture 5 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}')
+EMBEDDED_FLAGS=(--rows-per-picture 3 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}')
 EMBEDDED_DATA=prepare_digit_tasks
-EMBEDDED_BATCH=100 EMBEDDED_EPOCHS=2
+EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=3
 
 PUBLISHED_BATCH=4 # on each of 4 GPUs, accumulated 8 times
 PUBLISHED_EFFECTIVE_BATCH=128

@@ -46,3 +46,4 @@ if [[ -n $ANS2LABEL_FILE ]]; then
 fi
 COLLECT_FLAGS=()
 evaluate vqa 5 --scoring vqa "${FLAGS[@]}"
+if [[ -n $EMBEDDED ]]; then tell_absent "${GENERATED[0]}"; fi

@@ -6,9 +6,6 @@
     absent        the large blue seven                        one attribute of a digit changed, so that nothing fits
     present       the large red seven                         the same before the change
 
-Absent and present phrases are for a score that tells whether there is such a digit at all. In training the box of an
-absent one is anywhere: what fits no digit has no probable box then.
-
 "Left of" is said of two digits in one row and "above" of two in one column, and only if no digit in another row or
 column could be meant either.
 """
@@ -19,9 +16,7 @@ from typing import NamedTuple
 
 from .balance import Balance
 from .descriptions import LOOKS, changed, descriptions, fitting, noun, subsets, values_of
-from .scenes import PICTURE_SIDE, Scene
-
-Box = tuple[int, int, int, int]
+from .scenes import Scene
 
 
 class Phrase(NamedTuple):
@@ -29,7 +24,7 @@ class Phrase(NamedTuple):
 
     kind: str
     text: str
-    box: Box | None
+    box: tuple[int, int, int, int] | None
 
 
 # Words -> the line that two digits share, and how the first stands to the second.
@@ -100,19 +95,3 @@ def present_or_absent(scene: Scene, count: int, balance: Balance) -> list[Phrase
         values, box = (present, digit.box) if kind == "present" else (absent, None)
         found.append(Phrase(kind, f"the {noun(values)}", box))
     return list(dict.fromkeys(found))
-
-
-def training_phrases(scene: Scene, count: int, balance: Balance) -> list[Phrase]:
-    """At most `count` phrases, two of them present or absent, the absent ones with a box anywhere."""
-    doubtful = present_or_absent(scene, count, balance)[:2]
-    return phrases(scene, count - 2, balance) + [
-        phrase if phrase.box else phrase._replace(box=_anywhere(scene, balance)) for phrase in doubtful
-    ]
-
-
-def _anywhere(scene: Scene, balance: Balance) -> Box:
-    """A box of a digit's size at a random place of the picture."""
-    x0, y0, x1, y1 = balance.one_of(scene.digits).box
-    width, height = x1 - x0, y1 - y0
-    left, top = (balance.one_of(range(PICTURE_SIDE - side + 1)) for side in (width, height))
-    return left, top, left + width, top + height

@@ -1,8 +1,12 @@
-"""How well the probability of a box tells whether the picture shows what a phrase names.
+"""How well a probability tells whether the picture shows what a text names.
 
-Reads the output of fairseq-generate for refcoco_absent_test.tsv, whose ids say "present" or "absent". A phrase is taken
-to name nothing where its box is less probable than a threshold. The table shows, for several thresholds, how many of
-the phrases so found are absent (precision) and how many of the absent ones are found (recall).
+Reads the output of fairseq-generate, for either of
+
+    refcoco_absent_test.tsv    ids present-... and absent-...: the probability of the box that was found
+    vqa_test.tsv               ids exists-..., "is there a red seven?": the probability that the answer is not "no"
+
+A text is taken to name nothing where this probability is below a threshold. The table shows, for several thresholds,
+how many of the texts so found name nothing (precision) and how many of those that name nothing are found (recall).
 """
 
 import argparse
@@ -11,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from ..predictions import read_outputs
+from ...metrics.vqa_accuracy import without_confidence
+from ..collect_predictions import read_targets
+from ..predictions import Output, read_outputs
 
 RECALLS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
@@ -20,17 +26,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path, required=True, help="output of fairseq-generate")
 
 
+def _presence(kind: str, output: Output) -> float:
+    """The model's probability that there is something."""
+    return 1 - output.probability if kind == "exists" and output.text.strip() == "no" else output.probability
+
+
 def run(args: argparse.Namespace) -> None:
-    """Raises ValueError if the ids are not of both kinds."""
-    outputs = read_outputs(args.predictions)
-    absent = np.array([key.startswith("absent-") for key in outputs])
-    if absent.all() or not absent.any():
-        raise ValueError(f"{args.predictions}: expected ids that begin with present- and with absent-")
-    doubt = -np.array([output.probability for output in outputs.values()])
+    """Raises ValueError if there are no rows of these ids, or only such that name something (or nothing)."""
+    targets = read_targets(args.predictions)
+    presence, absent = [], []
+    for key, output in read_outputs(args.predictions).items():
+        kind = key.partition("-")[0]
+        if kind in ("present", "absent", "exists"):
+            presence.append(_presence(kind, output))
+            absent.append(kind == "absent" or without_confidence(targets.get(key, "")) == "no")
+    if all(absent) or not any(absent):
+        raise ValueError(
+            f"{args.predictions}: expected rows present- and absent-, or exists- with both answers"
+        )
+    doubt = -np.array(presence)
     precision, recall, thresholds = precision_recall_curve(absent, doubt)
     print("probability below   precision   recall   (of absent digits)")
     for wanted in RECALLS:
         place = np.flatnonzero(recall[:-1] >= wanted)[-1]  # recall falls with the threshold of doubt
         print(f"{-thresholds[place]:17.4g}   {100 * precision[place]:9.1f}   {100 * recall[place]:6.1f}")
     score = 100 * average_precision_score(absent, doubt)
-    print(f"average precision {score:.1f} (chance {100 * absent.mean():.1f}) over {len(absent)} phrases")
+    print(f"average precision {score:.1f} (chance {100 * np.mean(absent):.1f}) over {len(absent)} phrases")

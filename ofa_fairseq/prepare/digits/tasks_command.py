@@ -9,8 +9,7 @@ Beside the files of the command `digits`, with the released columns and the same
 The first id is KIND-IMAGEID-NUMBER, so that scores can be told for each kind. Training files have kinds of their own,
 which teach what the others take: vqa_train.tsv also asks for descriptions ("what is at the top left?" "a large red
 seven"), which force a model to look, and half of snli_ve_train.tsv are claims that the picture alone decides. Half of
-the phrases in refcoco_absent_test.tsv fit no digit; their boxes are empty. One of five phrases in refcoco_train.tsv
-fits none, either; its box is anywhere. ans2label.json has all answers.
+the phrases in refcoco_absent_test.tsv fit no digit; their boxes are empty. ans2label.json has all answers.
 """
 
 import argparse
@@ -24,12 +23,12 @@ from ...files import atomic_write
 from ...metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
 from .balance import Balance
 from .folder import digits_settings, make_once
-from .phrases import Phrase, phrases, present_or_absent, training_phrases
+from .phrases import Phrase, phrases, present_or_absent
 from .premises import Premise, premises, premises_and_claims
 from .questions import Question, all_answers, description_tasks, questions
 from .scenes import Scene, read_scenes
 
-FORMAT = 4  # raised when the same settings give other files
+FORMAT = 3  # raised when the same settings give other files
 OBJECT_LABELS = "digit"  # what a detector might say; the scene's own labels would tell the answers
 
 Example = Question | Phrase | Premise
@@ -47,7 +46,7 @@ FILES: dict[str, tuple[MakeExamples, int]] = {
     "vqa_train.tsv": (_questions_and_descriptions, 6),
     "vqa_valid.tsv": (questions, 2),
     "vqa_test.tsv": (questions, 3),
-    "refcoco_train.tsv": (training_phrases, 5),
+    "refcoco_train.tsv": (phrases, 3),
     "refcoco_valid.tsv": (phrases, 1),
     "refcoco_test.tsv": (phrases, 2),
     "refcoco_absent_test.tsv": (present_or_absent, 2),
