@@ -214,6 +214,9 @@ class OFASequenceGenerator(SequenceGenerator):
         kwargs: as of fairseq's SequenceGenerator.
     """
 
+    max_len_a: float
+    max_len_b: int
+
     def __init__(
         self,
         models: Sequence[Any],

@@ -223,13 +223,14 @@ class AnswerTask(OFATask):
         """See `OFATask.inference_step`; with `--candidates`, also list all answers."""
         hypotheses = super().inference_step(generator, models, sample, prefix_tokens, constraints)
         if self.generating and self.cfg.candidates:
-            self._write_candidates(self._candidates_path(), sample["id"].tolist(), hypotheses)
+            path = self._own_path(self.cfg.candidates)
+            self._write_candidates(path, sample["id"].tolist(), hypotheses)
         return hypotheses
 
-    def _candidates_path(self) -> Path:
+    def _own_path(self, path: str) -> Path:
+        """Of several processes each has its own file."""
         place = self.root.distributed_training
-        several = place.distributed_world_size > 1
-        return Path(f"{self.cfg.candidates}.{place.distributed_rank}" if several else self.cfg.candidates)
+        return Path(f"{path}.{place.distributed_rank}" if place.distributed_world_size > 1 else path)
 
     def _write_candidates(
         self, path: Path, ids: Sequence[str], hypotheses: list[list[dict[str, Tensor]]]
