@@ -206,9 +206,6 @@ class Vocabulary:
         return SymbolBPE(self)
 
 
-_ONE_LINE = str.maketrans("\t\n\r", "   ")
-
-
 class SymbolBPE:
     """fairseq's bpe interface: text <-> dictionary symbols joined by spaces.
 
@@ -222,9 +219,7 @@ class SymbolBPE:
         return " ".join(self._vocabulary.dictionary[i] for i in self._vocabulary.encode(text))
 
     def decode(self, symbols: str) -> str:
-        """One line, as fairseq-generate prints outputs: tabs and line ends show as spaces."""
-        text = self._vocabulary._render(symbol for symbol in symbols.split(" ") if symbol)
-        return text.translate(_ONE_LINE)
+        return self._vocabulary._render(symbol for symbol in symbols.split(" ") if symbol)
 
 
 def parse_codes(text: str) -> list[int]:

@@ -38,8 +38,7 @@ HELD_OUT_QUESTIONS = 10_000
 
 @cache  # most of the millions of answers are the same few
 def clean_answer(text: str) -> str:
-    """Normalised, unless nothing would be left: "a" answers "which letter is it?"."""
-    return without_separator(normalise_answer(text) or text.strip().lower())
+    return without_separator(normalise_answer(text))
 
 
 def frequent_answers(questions: Iterable[Question], min_frequency: int) -> list[str]:

@@ -75,7 +75,8 @@ def test_a_bad_reference_is_named() -> None:
 @pytest.mark.parametrize("name", ["accuracy", "cider", "rouge_l", "caption_bleu"])
 def test_confidences_are_no_part_of_a_reference(name: str) -> None:
     plain, weighted = build(name), build(name)
-    for reference, output in (("a red dog&&a hound", "a red dog"), ("two blue cats", "two cats")):
+    rows = [("a red dog on a lawn&&a hound", "a red dog on a lawn"), ("two blue cats sleep", "two blue cats")]
+    for reference, output in rows:
         plain.add_string(reference, output)
         weighted.add_string("&&".join(f"0.5|!+{text}" for text in reference.split("&&")), output)
     assert plain.score() == weighted.score() > 0
