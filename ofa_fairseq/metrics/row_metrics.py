@@ -37,19 +37,14 @@ def row_metric(name: str) -> RowMetric:
     Raises:
         ValueError: there is no such metric, or your own can't be imported.
     """
-    metrics: dict[str, RowMetric] = {
-        "accuracy": accuracy,
-        "box_accuracy": box_accuracy,
-        "box_iou": box_iou,
-        "cider": _cider,
-        "rouge_l": _rouge_l,
-        "vqa": vqa_score,
-    }
+    metrics = TEXT_METRICS | BOX_METRICS
     if name in metrics:
         return metrics[name]
     if ":" in name:
         return partial(_own_scores, import_function("metric", name), name)
-    raise ValueError(f"unknown metric {name!r}: expected {', '.join(metrics)} or package.module:function")
+    raise ValueError(
+        f"unknown metric {name!r}: expected {', '.join(sorted(metrics))} or package.module:function"
+    )
 
 
 def accuracy(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
@@ -78,6 +73,15 @@ def _without_punctuation(
     return [strip_punctuation(text) for text in outputs], [
         list(map(strip_punctuation, r)) for r in references
     ]
+
+
+TEXT_METRICS: dict[str, RowMetric] = {
+    "accuracy": accuracy,
+    "cider": _cider,
+    "rouge_l": _rouge_l,
+    "vqa": vqa_score,
+}
+BOX_METRICS: dict[str, RowMetric] = {"box_accuracy": box_accuracy, "box_iou": box_iou}
 
 
 def import_function(kind: str, name: str) -> Callable[..., Any]:

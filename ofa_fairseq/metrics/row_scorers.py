@@ -8,7 +8,7 @@ from fairseq.scoring import BaseScorer, register_scorer
 from ..data.text_normalize import split_references
 from .caption_scorers import NOTHING_SCORED
 from .row_metrics import row_metric
-from .vqa_accuracy import CONFIDENCE_SEPARATOR, normalise_answer, without_confidence
+from .vqa_accuracy import normalise_answer, with_answer, without_confidence
 
 
 class RowScorer(BaseScorer):
@@ -71,8 +71,7 @@ class VqaScorer(RowScorer):
 
     def reference(self, text: str) -> str:
         """With its confidence."""
-        confidence, separator, answer = text.rpartition(CONFIDENCE_SEPARATOR)
-        return confidence + separator + self._compared(answer)
+        return with_answer(self._compared, text)
 
     def _compared(self, answer: str) -> str:
         return normalise_answer(answer) or answer if self.cfg.vqa_normalize else answer

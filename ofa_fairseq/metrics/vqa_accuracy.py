@@ -7,7 +7,7 @@ for three, 1 for four and more. Data files hold these numbers, so scoring is a l
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -40,6 +40,12 @@ def parse_answer(text: str) -> tuple[str, float]:
 def without_confidence(text: str) -> str:
     """`cat` of `0.6|!+cat`; a plain text as it is."""
     return text.rpartition(CONFIDENCE_SEPARATOR)[2]
+
+
+def with_answer(change: Callable[[str], str], text: str) -> str:
+    """`0.6|!+Cat` with its answer changed and its confidence kept; a plain text changed as a whole."""
+    confidence, separator, answer = text.rpartition(CONFIDENCE_SEPARATOR)
+    return confidence + separator + change(answer)
 
 
 def _confidence(number: str, text: str) -> float:

@@ -30,7 +30,7 @@ from ..files import atomic_write
 from ..metrics.box_accuracy import parse_box
 from ..metrics.caption_scorers import CiderScorer, CiderScorerConfig
 from ..metrics.row_scorers import AccuracyScorer, BoxAccuracyScorer, VqaScorer, VqaScorerConfig
-from .predictions import Output, read_outputs
+from .predictions import Output, read_outputs, read_targets
 
 logger = logging.getLogger(__name__)
 
@@ -81,21 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     boxes.add_argument(
         "--draw", type=Path, help="folder for a picture of each row with its box and the reference"
     )
-
-
-def read_targets(path: Path) -> dict[str, str]:
-    """The joined references by id: the T- lines of an output of fairseq-generate; rows that share an id are told."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        columns = [line.rstrip("\r\n").split("\t", 1) for line in file if line.startswith("T-")]
-    targets = {key.removeprefix("T-"): text for key, text in columns}
-    if len(targets) < len(columns):
-        logger.warning(
-            "%s: %d rows, but only %d different ids: of rows that share an id one output is kept",
-            path,
-            len(columns),
-            len(targets),
-        )
-    return targets
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,8 +1,11 @@
 """Reads what a model generated, from either of the two forms that it is written in."""
 
 import json
+import logging
 from pathlib import Path
 from typing import NamedTuple
+
+logger = logging.getLogger(__name__)
 
 FORMS = 'JSON list of {"image_id", "caption"}, or what fairseq-generate printed (its D- lines)'
 
@@ -60,3 +63,18 @@ def read_outputs(path: Path) -> dict[str, Output]:
             ) from None
         outputs.setdefault(key.removeprefix("D-"), output)
     return outputs
+
+
+def read_targets(path: Path) -> dict[str, str]:
+    """The joined references by id: the T- lines of an output of fairseq-generate; rows that share an id are told."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        columns = [line.rstrip("\r\n").split("\t", 1) for line in file if line.startswith("T-")]
+    targets = {key.removeprefix("T-"): text for key, text in columns}
+    if len(targets) < len(columns):
+        logger.warning(
+            "%s: %d rows, but only %d different ids: of rows that share an id one output is kept",
+            path,
+            len(columns),
+            len(targets),
+        )
+    return targets

@@ -197,8 +197,7 @@ class AnswerTask(OFATask):
     ) -> Any:
         """All-candidate scoring where answers are a closed set and nothing asks for a search, as a class does."""
         cfg = self.cfg
-        free = cfg.zero_shot and self.zero_shot_is_free
-        beam = cfg.beam_search_vqa_eval or cfg.val_inference_type == "beamsearch" or free
+        beam = cfg.beam_search_vqa_eval or cfg.val_inference_type == "beamsearch" or self.free
         if self.answers is None or beam or seq_gen_cls is not None:
             if cfg.candidates:
                 raise ValueError(

@@ -52,6 +52,11 @@ class GeneratingTask(FairseqTask):
         """Whether this is a run of fairseq-generate."""
         return self.root is not None and self.root.common_eval.path is not None
 
+    @property
+    def free(self) -> bool:
+        """Whether `--zero-shot` has lifted the answer space."""
+        return self.cfg.zero_shot and self.zero_shot_is_free
+
     def build_generator(
         self,
         models: Sequence[nn.Module],
@@ -63,7 +68,7 @@ class GeneratingTask(FairseqTask):
         """A generator with fairseq's options (`--beam`, `--lenpen`, ...) over the task's answer space."""
         self.prepare_models(models)
         extra = {
-            "answer_space": None if self.cfg.zero_shot and self.zero_shot_is_free else self.answer_space(),
+            "answer_space": None if self.free else self.answer_space(),
             **(extra_gen_cls_kwargs or {}),
         }
         generator = super().build_generator(

@@ -13,12 +13,10 @@ from ..data.text_normalize import REFERENCE_SEPARATOR, pre_caption, strip_punctu
 from ..data.tsv import TsvFile
 from ..generation.answer_space import AnswerSpace, TokenRange
 from ..instruction import TEXT_TYPES, Instruction, Slot, parse
-from ..metrics.row_metrics import RowMetric, row_metric
-from ..metrics.vqa_accuracy import CONFIDENCE_SEPARATOR, without_confidence
+from ..metrics.row_metrics import BOX_METRICS, TEXT_METRICS, RowMetric, row_metric
+from ..metrics.vqa_accuracy import with_answer, without_confidence
 from ..vocabulary import parse_codes
 from .answer_task import AnswerTask, AnswerTaskConfig
-
-BOX_METRICS, TEXT_METRICS = ("box_accuracy", "box_iou"), ("accuracy", "cider", "rouge_l", "vqa")
 
 
 @dataclass
@@ -177,9 +175,8 @@ class InstructTask(AnswerTask):
 
         fairseq-generate keeps it for whichever `--scoring` it is asked for.
         """
-        confidence, separator, answer = text.rpartition(CONFIDENCE_SEPARATOR)
-        filled = self._as_output(answer)
-        return confidence + separator + filled if self.cfg.metric == "vqa" or self.generating else filled
+        weighs = self.cfg.metric == "vqa" or self.generating
+        return with_answer(self._as_output, text) if weighs else self.clean_reference(text)
 
     def _as_output(self, answer: str) -> str:
         return self.clean_output(self.instruction.fill("target", {self.answer_slot: answer.strip()}))

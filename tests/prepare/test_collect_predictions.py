@@ -12,8 +12,7 @@ from task_builders import write_tsv
 from ofa_fairseq.data.boxes import BoxFrame
 from ofa_fairseq.data.images import encode_image
 from ofa_fairseq.prepare.__main__ import main
-from ofa_fairseq.prepare.collect_predictions import read_targets
-from ofa_fairseq.prepare.predictions import read_outputs
+from ofa_fairseq.prepare.predictions import read_outputs, read_targets
 
 ROWS = {
     "7": ("a red seven, small.", "a small red seven&&one red seven at the left"),

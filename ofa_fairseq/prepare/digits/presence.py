@@ -16,8 +16,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from ...metrics.vqa_accuracy import without_confidence
-from ..collect_predictions import read_targets
-from ..predictions import Output, read_outputs
+from ..predictions import Output, read_outputs, read_targets
 
 RECALLS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
