@@ -4,7 +4,7 @@
 # ofa_nano on the embedded pictures: all that was tuned for them.
 NANO_FLAGS=(
     --patch-image-size 64 --code-dict-size 512 --num-bins 128 --dropout 0.0
-    --adam-betas '(0.9,0.98)' --lr 1e-3 --warmup-ratio 0.06
+    --optimizer adamw --adam-betas '(0.9,0.98)' --lr 1e-3 --warmup-ratio 0.06
     --log-interval 50 --num-workers 0 --no-epoch-checkpoints --keep-best-checkpoints 1
 )
 CRITERION=adjust_label_smoothed_cross_entropy

@@ -3,8 +3,9 @@
 B batch, T target tokens, V vocabulary, M supervised positions (those with a target), K of them that are kept.
 All masks: True = counts, or is allowed. Losses are natural logarithms (base e), in float32.
 
-The rows that count are cut out of the logits first, so that everything after works on [M, V] instead of
-[B, T, V]. The functions hold no state; `supervised_tokens` and `token_losses` also serve other criterions.
+The model is asked for the logits of the supervised positions only: of a prompt in front of the target, and of
+padding, no [B, T, V] is ever made. The functions hold no state; `supervised_tokens` and `token_losses` also serve
+other criterions.
 """
 
 import math
@@ -49,47 +50,49 @@ class Drop(NamedTuple):
 def supervised_positions(
     target: Tensor, padding: int, ignore_prefix_size: int = 0, ignored_token: int | None = None
 ) -> Tensor:
-    """[B, T] bool: not padding, not among the first `ignore_prefix_size` positions, not the ignored token."""
+    """[M] int64, b * T + t in rising order: positions of the target [B, T] that are not padding, not among the
+    first `ignore_prefix_size`, not the ignored token."""
     supervised = target.ne(padding)
     supervised[:, :ignore_prefix_size] = False
-    return supervised if ignored_token is None else supervised & target.ne(ignored_token)
+    if ignored_token is not None:
+        supervised &= target.ne(ignored_token)
+    return supervised.flatten().nonzero().squeeze(-1)  # the one place that waits for the device: M is a shape
 
 
 def supervised_tokens(
     logits: Tensor,
     sample: Mapping[str, Any],
-    supervised: Tensor,
+    positions: Tensor,
     padding: int,
     token_range: TokenRange | None = None,
 ) -> SupervisedTokens:
-    """Cut the supervised positions out of a batch and make what is not allowed there impossible.
+    """What belongs to the supervised positions of a batch; what is not allowed there becomes impossible.
 
-    `logits` [B, T, V] in any floating type, never written to; `supervised` [B, T] bool, nowhere True at the
-    id `padding`. Of the sample it reads `target` [B, T] and, where present, `conf` [B] (a weight), and three
+    `logits` [M, V] in any floating type, never written to, of the `positions` [M], which are
+    `supervised_positions`. Of the sample it reads `target` [B, T] and, where present, `conf` [B] (a weight), and three
     restrictions that add up (a token must pass each): `constraint_masks` [B, T, V] bool, `answer_space` (an
     `AnswerSpace`) and the token range. A target outside of them makes its loss infinite: data loading has
     to refuse such a row.
     """
-    rows = supervised.flatten().nonzero().squeeze(-1)  # the one place that waits for the device: M is a shape
-    chosen = logits.flatten(0, 1).index_select(0, rows).float()  # [M, V]
+    logits = logits.float()
     masks = []
     if sample.get("constraint_masks") is not None:
-        masks.append(sample["constraint_masks"].flatten(0, 1).index_select(0, rows))
+        masks.append(sample["constraint_masks"].flatten(0, 1).index_select(0, positions))
     if sample.get("answer_space") is not None:
         # A trie walks whole answers, also where the first tokens of them are ignored.
         answer = sample["target"].ne(padding)
         row_of_position = answer.flatten().cumsum(0) - 1
         answer_masks = sample["answer_space"].target_masks(sample["target"], answer)
-        masks.append(answer_masks.index_select(0, row_of_position[rows]))
+        masks.append(answer_masks.index_select(0, row_of_position[positions]))
     if token_range is not None:
         masks.append(token_range.next_tokens(sample["target"]))  # [1, V]
     allowed = fold(torch.logical_and, masks) if masks else None
     if allowed is not None:
-        chosen = chosen.masked_fill(~allowed, -math.inf)
+        logits = logits.masked_fill(~allowed, -math.inf)
     weight = sample.get("conf")
     if weight is not None:
-        weight = weight.float().index_select(0, rows // supervised.size(1))
-    return SupervisedTokens(chosen, sample["target"].flatten().index_select(0, rows), allowed, weight)
+        weight = weight.float().index_select(0, positions // sample["target"].size(1))
+    return SupervisedTokens(logits, sample["target"].flatten().index_select(0, positions), allowed, weight)
 
 
 def token_losses(
@@ -238,12 +241,11 @@ class AdjustLabelSmoothedCrossEntropyCriterion(FairseqCriterion):
         doubled = self.use_rdrop and model.training
         if doubled:
             sample = repeat_batch(sample)
-        target = sample["target"]
-        supervised = supervised_positions(
-            target, self.padding_idx, self.ignore_prefix_size, self.ignored_token
+        positions = supervised_positions(
+            sample["target"], self.padding_idx, self.ignore_prefix_size, self.ignored_token
         )
-        logits = model(**sample["net_input"])[0]
-        tokens = supervised_tokens(logits, sample, supervised, self.padding_idx, self.token_range)
+        logits = model(**sample["net_input"], output_positions=positions)[0]
+        tokens = supervised_tokens(logits, sample, positions, self.padding_idx, self.token_range)
         losses, nll = token_losses(tokens.logits, tokens.target, self.epsilon, tokens.allowed, tokens.weight)
         kept = self.kept(losses.detach(), update_num, doubled)
         losses = losses + self.extra_losses(tokens, doubled)

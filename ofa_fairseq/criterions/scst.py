@@ -211,14 +211,15 @@ class SelfCriticalCriterion(FairseqCriterion):
         device = rows.target.device
         not_learnt = torch.from_numpy(~learnt.ravel()).to(device)
         target = rows.target.masked_fill(not_learnt[:, None], self.padding_idx)
-        supervised = supervised_positions(target, self.padding_idx, self.ignore_prefix_size)
-        logits = model(**{**sample["net_input"], "prev_output_tokens": rows.prev_output})[0]
+        positions = supervised_positions(target, self.padding_idx, self.ignore_prefix_size)
+        inputs = {**sample["net_input"], "prev_output_tokens": rows.prev_output}
+        logits = model(**inputs, output_positions=positions)[0]
         weighted = {
             "target": target,
             "answer_space": samples.space,
             "conf": torch.from_numpy(advantages.ravel()).to(device),
         }
-        tokens = supervised_tokens(logits, weighted, supervised, self.padding_idx)
+        tokens = supervised_tokens(logits, weighted, positions, self.padding_idx)
         losses = token_losses(tokens.logits, tokens.target, allowed=tokens.allowed, weight=tokens.weight).loss
 
         num_samples = int(learnt.sum())

@@ -241,17 +241,18 @@ class CaptionLikelihood:
         )
         # A reward is asked for in the middle of a training step, which may be in mixed precision.
         with torch.autocast(weight.device.type, enabled=False):
-            logits = self.model(**batch["net_input"])[0]
-        return mean_log_probabilities(logits, batch, pad).cpu().numpy()
+            return mean_log_probabilities(self.model, batch, pad).cpu().numpy()
 
 
-def mean_log_probabilities(logits: Tensor, batch: Batch, pad: int) -> Tensor:
-    """Of each row's targets: logits [B, T, V] -> float64 [B]."""
-    supervised = supervised_positions(batch["target"], pad)
-    tokens = supervised_tokens(logits, batch, supervised, pad)
+def mean_log_probabilities(model: nn.Module, batch: Batch, pad: int) -> Tensor:
+    """Of each row's targets, float64 [B]."""
+    positions = supervised_positions(batch["target"], pad)
+    logits = model(**batch["net_input"], output_positions=positions)[0]
+    tokens = supervised_tokens(logits, batch, positions, pad)
     nll = token_losses(tokens.logits, tokens.target).nll.double()
-    summed = nll.new_zeros(len(supervised)).index_add(0, supervised.nonzero()[:, 0], nll)
-    return -summed / supervised.sum(1)
+    rows, length = batch["target"].shape
+    summed = nll.new_zeros(rows).index_add(0, positions // length, nll)
+    return -summed / batch["target"].ne(pad).sum(1)
 
 
 def _check_as_many(pictures: Sequence[Image.Image], texts: Sequence[Any]) -> None:

@@ -145,13 +145,14 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
         code_masks: Tensor | None = None,
         incremental_state: dict[str, Any] | None = None,
         features_only: bool = False,
+        output_positions: Tensor | None = None,
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
         src_lengths: Tensor | None = None,
         return_all_hiddens: bool = False,
         full_context_alignment: bool = False,
     ) -> tuple[Tensor, dict[str, list[Any]]]:
-        """Logits of the next token at every position.
+        """Logits of the next token at every position, or at some.
 
         Args:
             prev_output_tokens: [N, t] ids that start with `<s>`. With an incremental state the whole prefix is
@@ -160,6 +161,7 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
             code_masks: [B] bool, True = the target is image codes; None: what travels in `encoder_out`, or text.
             incremental_state: a dictionary that generation passes from step to step.
             features_only: leave out the output projection.
+            output_positions: [M] the only positions whose output is asked for, row * t + position.
             alignment_layer: also return the attention of this layer to the source.
             alignment_heads: average it over this many first heads (None: all).
             src_lengths: unused.
@@ -167,8 +169,8 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
             full_context_alignment: no causal mask.
 
         Returns:
-            logits [N, t, V] or features [N, t, d]; and `{"attn": [[N, t, S] or None],
-            "inner_states": [[t, N, d], ...]}`.
+            logits [N, t, V] or features [N, t, d], [M, V] or [M, d] with `output_positions`; and
+            `{"attn": [[N, t, S] or None], "inner_states": [[t, N, d], ...]}`.
         """
         x, extra = self.extract_features(
             prev_output_tokens,
@@ -180,6 +182,8 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
             return_all_hiddens,
             full_context_alignment,
         )
+        if output_positions is not None:  # the projection to a large vocabulary costs more than a layer
+            x = x.flatten(0, 1).index_select(0, output_positions)
         return x if features_only else self.output_layer(x), extra
 
     def extract_features(

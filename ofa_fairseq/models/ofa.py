@@ -88,6 +88,7 @@ class OFAModel(FairseqEncoderDecoderModel):
         code_masks: Tensor | None = None,
         sample_patch_num: int | None = None,
         features_only: bool = False,
+        output_positions: Tensor | None = None,
         classification_head_name: str | None = None,
         token_embeddings: Tensor | None = None,
         return_all_hiddens: bool = False,
@@ -95,15 +96,15 @@ class OFAModel(FairseqEncoderDecoderModel):
         alignment_heads: int | None = None,
         encoder_out: EncoderOut | None = None,
     ) -> tuple[Tensor, dict[str, list[Any]]]:
-        """Logits of every target position, teacher-forced.
+        """Logits of every target position, or of some, teacher-forced.
 
         Args: see `OFAEncoder.forward` and `OFADecoder.forward`. `classification_head_name` applies a
             registered head to the feature of the last position that is not padding. `encoder_out` is what the
             encoder has made of these inputs before: it does not run again.
 
         Returns:
-            logits [B, t, V], features [B, t, d] (`features_only`) or head output [B, classes]; and the
-            decoder's extras.
+            logits [B, t, V], features [B, t, d] (`features_only`) or head output [B, classes]; with
+            `output_positions` logits [M, V] or features [M, d]; and the decoder's extras.
         """
         if encoder_out is None:
             encoder_out = self.encoder(
@@ -122,6 +123,7 @@ class OFAModel(FairseqEncoderDecoderModel):
             encoder_out=encoder_out,
             code_masks=code_masks,
             features_only=features_only or classification_head_name is not None,
+            output_positions=output_positions,
             alignment_layer=alignment_layer,
             alignment_heads=alignment_heads,
             return_all_hiddens=return_all_hiddens,

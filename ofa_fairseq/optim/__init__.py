@@ -1,3 +1,4 @@
-"""Importing this package gives fairseq's `polynomial_decay` its `--warmup-ratio`."""
+"""Importing this package registers `adamw` and gives fairseq's `polynomial_decay` its `--warmup-ratio`."""
 
+from . import adamw as adamw
 from . import polynomial_decay as polynomial_decay

@@ -26,7 +26,7 @@ read_options "$@"
 
 # From the model of questions, which finds what a text names: from the captioning one the score was 79 instead of 89.
 EMBEDDED_START=vqa
-EMBEDDED_FLAGS=(--rows-per-picture 3 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}')
+EMBEDDED_FLAGS=(--rows-per-picture 6 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}')
 EMBEDDED_DATA=prepare_digit_tasks
 EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=3
 

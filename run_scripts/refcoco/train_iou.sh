@@ -26,7 +26,7 @@ read_options "$@"
 CRITERION=scst_reward_criterion
 EMBEDDED_START=refcoco
 EMBEDDED_FLAGS=(
-    --rows-per-picture 3 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}'
+    --rows-per-picture 6 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}'
     --lr 2e-4 --max-update 300
 )
 EMBEDDED_DATA=prepare_digit_tasks

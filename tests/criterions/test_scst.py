@@ -43,7 +43,8 @@ def test_loss_and_gradient_are_the_originals() -> None:
     logits = torch.from_numpy(values.astype(np.float32)).requires_grad_()
     target = torch.tensor(case["target"])
     sample = {"target": target, "conf": torch.tensor(case["reward"])}
-    tokens = supervised_tokens(logits, sample, supervised_positions(target, PAD), PAD)
+    positions = supervised_positions(target, PAD)
+    tokens = supervised_tokens(logits.flatten(0, 1)[positions], sample, positions, PAD)
     loss = token_losses(tokens.logits, tokens.target, weight=tokens.weight).loss.sum()
     loss.backward()
     assert loss.item() == pytest.approx(case["loss"], rel=1e-6)

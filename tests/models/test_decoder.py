@@ -289,6 +289,18 @@ def test_features_and_states(model: Any) -> None:
     assert torch.allclose(last, features)
 
 
+def test_only_the_positions_that_are_asked_for(model: Any) -> None:
+    source, target = random_tokens(1, ROWS, SOURCE), random_tokens(14, ROWS, 5)
+    images = normal_images(2, (ROWS, 3, 32, 48))
+    positions = torch.tensor([0, 4, 5, 7, 14])
+    for features_only in (False, True):
+        every, some = (
+            model(source, None, target, images, features_only=features_only, output_positions=chosen)[0]
+            for chosen in (None, positions)
+        )
+        assert torch.allclose(some, every.flatten(0, 1)[positions], atol=1e-6)
+
+
 def test_attention_to_the_source_against_a_plain_softmax(model: Any) -> None:
     encoder_out, target = encode(model), random_tokens(15, ROWS, 4)
     decoder = model.decoder

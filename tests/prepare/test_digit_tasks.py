@@ -55,11 +55,21 @@ def test_rows_have_the_released_columns_and_the_pictures_of_their_scenes(data: P
 
 @pytest.mark.parametrize("name", FILES)
 def test_rows_of_a_picture_stand_together_in_blocks_of_one_size(data: Path, name: str) -> None:
-    _, size = FILES[name]
+    size = FILES[name].per_scene
     image_ids = [row[1] for row in read(data / name)]
     blocks = [image_ids[start : start + size] for start in range(0, len(image_ids), size)]
     assert all(len(block) == size and len(set(block)) == 1 for block in blocks)
     assert len({block[0] for block in blocks}) == len(blocks)
+
+
+def test_what_training_begins_with_is_a_kind_that_teaches_to_look(data: Path) -> None:
+    kinds = {
+        name: {row[0].split("-")[0] for row in read(data / name)}
+        for name in ("vqa_first_train.tsv", "vqa_train.tsv", "snli_ve_first_train.tsv", "snli_ve_train.tsv")
+    }
+    descriptions = {"describe_place", "describe_digit"}
+    assert kinds["vqa_first_train.tsv"] == descriptions < kinds["vqa_train.tsv"]
+    assert kinds["snli_ve_first_train.tsv"] == {"claim"} < kinds["snli_ve_train.tsv"]
 
 
 def test_all_answers_are_in_the_answer_file(data: Path) -> None:

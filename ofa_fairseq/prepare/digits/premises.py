@@ -10,8 +10,8 @@ hypothesis that names a digit by something else. If the picture's seven is red, 
 blue, contradiction; otherwise neutral. Each picture shows a digit of each sort, so neither the two texts without the
 picture, nor the picture with one of the texts, tell the label.
 
-Claims are for training: the picture alone decides them. Without them no part of the way to an answer is of any use
-alone, and a small model finds none of it.
+Claims are for training, first alone and then beside the other kinds: the picture alone decides them. Without them no
+part of the way to an answer is of any use alone, and a small model finds none of it.
 """
 
 from typing import NamedTuple
@@ -93,13 +93,17 @@ def premises(scene: Scene, count: int, balance: Balance) -> list[Premise]:
     return pairs
 
 
+def claims(scene: Scene, count: int, balance: Balance) -> list[Premise]:
+    """At most `count` different claims."""
+    found: list[Premise] = []
+    for _ in range(8 * count):
+        claim = _claim(scene, balance) if len(found) < count else None
+        if claim is not None and claim not in found:
+            found.append(claim)
+    return found
+
+
 def premises_and_claims(scene: Scene, count: int, balance: Balance) -> list[Premise]:
     """Half of them claims; none for a scene that has too few premises."""
     pairs = premises(scene, count // 2, balance)
-    if len(pairs) < count // 2:
-        return []
-    for _ in range(4 * count):
-        claim = _claim(scene, balance) if len(pairs) < count else None
-        if claim is not None and claim not in pairs:
-            pairs.append(claim)
-    return pairs
+    return pairs + claims(scene, count - len(pairs), balance) if len(pairs) == count // 2 else []

@@ -8,14 +8,17 @@ Beside the files of the command `digits`, with the released columns and the same
 
 The first id is KIND-IMAGEID-NUMBER, so that scores can be told for each kind. Training files have kinds of their own,
 which teach what the others take: vqa_train.tsv also asks for descriptions ("what is at the top left?" "a large red
-seven"), which force a model to look, and half of snli_ve_train.tsv are claims that the picture alone decides. Half of
-the phrases in refcoco_absent_test.tsv fit no digit; their boxes are empty. ans2label.json has all answers.
+seven"), which force a model to look, and half of snli_ve_train.tsv are claims that the picture alone decides. To begin
+with, vqa_first_train.tsv and snli_ve_first_train.tsv have nothing else. Half of the phrases in
+refcoco_absent_test.tsv fit no digit; their boxes are empty. ans2label.json has all answers.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -24,11 +27,11 @@ from ...metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
 from .balance import Balance
 from .folder import digits_settings, make_once
 from .phrases import Phrase, phrases, present_or_absent
-from .premises import Premise, premises, premises_and_claims
+from .premises import Premise, claims, premises, premises_and_claims
 from .questions import Question, all_answers, description_tasks, questions
 from .scenes import Scene, read_scenes
 
-FORMAT = 3  # raised when the same settings give other files
+FORMAT = 4  # raised when the same settings give other files
 OBJECT_LABELS = "digit"  # what a detector might say; the scene's own labels would tell the answers
 
 Example = Question | Phrase | Premise
@@ -40,19 +43,31 @@ def _questions_and_descriptions(scene: Scene, count: int, balance: Balance) -> l
     return questions(scene, 2 * count // 3, balance) + description_tasks(scene, count // 3, balance)
 
 
-# File -> what it holds, and how many of it for a scene. Scenes that have fewer are left out, so that the rows of a
-# picture stand together in blocks of one size. (Scenes of one or two digits have no premises.)
-FILES: dict[str, tuple[MakeExamples, int]] = {
-    "vqa_train.tsv": (_questions_and_descriptions, 6),
-    "vqa_valid.tsv": (questions, 2),
-    "vqa_test.tsv": (questions, 3),
-    "refcoco_train.tsv": (phrases, 3),
-    "refcoco_valid.tsv": (phrases, 1),
-    "refcoco_test.tsv": (phrases, 2),
-    "refcoco_absent_test.tsv": (present_or_absent, 2),
-    "snli_ve_train.tsv": (premises_and_claims, 6),
-    "snli_ve_valid.tsv": (premises, 1),
-    "snli_ve_test.tsv": (premises, 3),
+class TaskFile(NamedTuple):
+    """What a file holds, how many of it for a scene, and of how many scenes one is taken.
+
+    Scenes that have fewer are left out, so that the rows of a picture stand together in blocks of one size. (Scenes
+    of one or two digits have no premises, and those of one digit few phrases.)
+    """
+
+    make: MakeExamples
+    per_scene: int
+    of_scenes: int = 1
+
+
+FILES = {
+    "vqa_train.tsv": TaskFile(_questions_and_descriptions, 6),
+    "vqa_valid.tsv": TaskFile(questions, 2),
+    "vqa_test.tsv": TaskFile(questions, 3),
+    "refcoco_train.tsv": TaskFile(phrases, 6),
+    "refcoco_valid.tsv": TaskFile(phrases, 1),
+    "refcoco_test.tsv": TaskFile(phrases, 2),
+    "refcoco_absent_test.tsv": TaskFile(present_or_absent, 2),
+    "snli_ve_train.tsv": TaskFile(premises_and_claims, 6),
+    "snli_ve_valid.tsv": TaskFile(premises, 1),
+    "snli_ve_test.tsv": TaskFile(premises, 3),
+    "vqa_first_train.tsv": TaskFile(description_tasks, 6, of_scenes=2),
+    "snli_ve_first_train.tsv": TaskFile(claims, 6, of_scenes=5),
 }
 
 
@@ -86,10 +101,11 @@ def _scenes_with_pictures(digits: Path, split: str) -> Iterator[tuple[Scene, str
 
 
 def _write(digits: Path, name: str, balance: Balance) -> None:
-    make, per_scene = FILES[name]
+    make, per_scene, of_scenes = FILES[name]
     split = name.removesuffix(".tsv").rpartition("_")[2]
     with atomic_write(digits / name) as file:
-        for scene, picture in tqdm(_scenes_with_pictures(digits, split), desc=name, unit="scene"):
+        scenes = islice(_scenes_with_pictures(digits, split), 0, None, of_scenes)
+        for scene, picture in tqdm(scenes, desc=name, unit="scene"):
             examples = make(scene, per_scene, balance)
             if len(examples) < per_scene:
                 continue
