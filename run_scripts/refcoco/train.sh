@@ -26,9 +26,11 @@ read_options "$@"
 
 # From the model of questions, which finds what a text names: from the captioning one the score was 79 instead of 89.
 EMBEDDED_START=vqa
-EMBEDDED_FLAGS=(--rows-per-picture 6 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}')
+EMBEDDED_FLAGS=(
+    --rows-per-picture 6 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}' --max-update 1400
+)
 EMBEDDED_DATA=prepare_digit_tasks
-EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=3
+EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=0 # no limit but that of updates
 
 PUBLISHED_BATCH=4 # on each of 4 GPUs, accumulated 8 times
 PUBLISHED_EFFECTIVE_BATCH=128
