@@ -16,13 +16,14 @@ from .criterions import label_smoothed, scst
 from .metrics import caption_scorers, row_scorers
 from .models import ofa
 from .models.checkpoint import allow_plain_classes
-from .optim import polynomial_decay
+from .optim import adamw, polynomial_decay
 from .tasks import caption, image_gen, instruct, refcoco, snli_ve, vqa
 
 # fairseq's checkpoints hold a few plain classes beside tensors; `torch.load` stays in its safe mode.
 allow_plain_classes()
 
 __all__ = [
+    "adamw",
     "caption",
     "caption_scorers",
     "image_gen",

@@ -33,6 +33,7 @@ choose_recipe() {
             RECIPE+=("${NANO_FLAGS[@]}" "${EMBEDDED_FLAGS[@]}" --max-epoch "$EMBEDDED_EPOCHS")
             BATCH_SIZE=${BATCH_SIZE:-$EMBEDDED_BATCH} EFFECTIVE_BATCH=${EFFECTIVE_BATCH:-$EMBEDDED_BATCH}
             RESTORE_FILE=${RESTORE_FILE:-none} LABEL_SMOOTHING=0.0 PRECISION=${PRECISION:-$(cpu_precision)}
+            FP16=("${FP16[@]/--memory-efficient-fp16/--fp16}") # adamw needs parameters in float32
             ;;
         ofa_tiny | ofa_medium | ofa_base) RECIPE+=("${PUBLISHED[@]}" "${BASE[@]}") ;;
         ofa_large | ofa_huge) RECIPE+=("${PUBLISHED[@]}" "${LARGE[@]}") ;;

@@ -3,9 +3,8 @@
 B batch, T target tokens, V vocabulary, M supervised positions (those with a target), K of them that are kept.
 All masks: True = counts, or is allowed. Losses are natural logarithms (base e), in float32.
 
-The model is asked for the logits of the supervised positions only: of a prompt in front of the target, and of
-padding, no [B, T, V] is ever made. The functions hold no state; `supervised_tokens` and `token_losses` also serve
-other criterions.
+The model makes logits of the supervised positions only, none for a prompt in front of the target or for padding: [M, V]
+instead of [B, T, V]. The functions hold no state; `supervised_tokens` and `token_losses` also serve other criterions.
 """
 
 import math
@@ -56,7 +55,7 @@ def supervised_positions(
     supervised[:, :ignore_prefix_size] = False
     if ignored_token is not None:
         supervised &= target.ne(ignored_token)
-    return supervised.flatten().nonzero().squeeze(-1)  # the one place that waits for the device: M is a shape
+    return supervised.flatten().nonzero().squeeze(-1)  # waits for the device: M is a shape
 
 
 def supervised_tokens(

@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import OrderedDict, defaultdict
+from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import omegaconf
@@ -69,6 +71,16 @@ def allow_plain_classes() -> None:
             *(type(np.dtype(kind)) for kind in numpy_types),
         ]
     )
+
+
+def task_options(path: str | Path) -> dict[str, Any]:
+    """The options of the task that a checkpoint was trained with; its weights stay on disk."""
+    allow_plain_classes()
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    options = (
+        (state.get("cfg") or {}).get("task") or state.get("args") or {}
+    )  # before YAML, all options were one
+    return dict(vars(options) if isinstance(options, argparse.Namespace) else options)
 
 
 def upgrade(state: State, model: Any) -> None:

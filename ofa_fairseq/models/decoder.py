@@ -161,7 +161,8 @@ class OFADecoder(PositionTables, FairseqIncrementalDecoder):
             code_masks: [B] bool, True = the target is image codes; None: what travels in `encoder_out`, or text.
             incremental_state: a dictionary that generation passes from step to step.
             features_only: leave out the output projection.
-            output_positions: [M] the only positions whose output is asked for, row * t + position.
+            output_positions: [M] the only positions whose output is asked for, row * t + position; not with an
+                incremental state.
             alignment_layer: also return the attention of this layer to the source.
             alignment_heads: average it over this many first heads (None: all).
             src_lengths: unused.

@@ -99,7 +99,8 @@ class OFAModel(FairseqEncoderDecoderModel):
         """Logits of every target position, or of some, teacher-forced.
 
         Args: see `OFAEncoder.forward` and `OFADecoder.forward`. `classification_head_name` applies a
-            registered head to the feature of the last position that is not padding. `encoder_out` is what the
+            registered head to the feature of the last position that is not padding (so not with
+            `output_positions`). `encoder_out` is what the
             encoder has made of these inputs before: it does not run again.
 
         Returns:

@@ -1,8 +1,9 @@
 """`--optimizer adamw`: PyTorch's fused AdamW.
 
-The update is that of fairseq's `adam`, which without NVIDIA's Apex walks through the parameters in Python: for a
-small model a good part of a training step. (In fp16 and bf16 fairseq makes one flat tensor of all parameters, so
-there is little to win.)
+The update is that of fairseq's `adam` (but for epsilon, which enters after the bias correction), which without NVIDIA's
+Apex walks through the parameters in Python: for a small model a good part of a training step. With `--fp16` there is
+little to win, since fairseq makes one flat tensor of all parameters. `--memory-efficient-fp16` and
+`--memory-efficient-bf16` need `adam`.
 """
 
 from collections.abc import Iterable
@@ -33,5 +34,5 @@ class AdamW(FairseqAdam):
     supports_flat_params = True
 
     def __init__(self, cfg: AdamWConfig, params: Iterable[Any]) -> None:
-        FairseqOptimizer.__init__(self, cfg)
+        FairseqOptimizer.__init__(self, cfg)  # FairseqAdam's own constructor would choose fairseq's Adam
         self._optimizer = torch.optim.AdamW(params, fused=True, **self.optimizer_config)

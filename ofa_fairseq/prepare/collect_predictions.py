@@ -30,6 +30,7 @@ from ..files import atomic_write
 from ..metrics.box_accuracy import parse_box
 from ..metrics.caption_scorers import CiderScorer, CiderScorerConfig
 from ..metrics.row_scorers import AccuracyScorer, BoxAccuracyScorer, VqaScorer, VqaScorerConfig
+from ..models.checkpoint import task_options
 from .predictions import Output, read_outputs, read_targets
 
 logger = logging.getLogger(__name__)
@@ -70,21 +71,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="vqa: compare as the official evaluation does: lower case, no articles or punctuation",
     )
-    boxes = parser.add_argument_group("refcoco")
+    boxes = parser.add_argument_group("refcoco, and boxes of `instruct`")
     boxes.add_argument("--data", type=Path, help="the TSV file, for the pictures and their sizes")
     boxes.add_argument(
         "--selected-cols", default="0,4,2,3", help="its columns: id, picture, phrase, box (default 0,4,2,3)"
     )
-    boxes.add_argument("--num-bins", type=int, default=1000, help="as in training (default 1000)")
-    boxes.add_argument("--patch-image-size", type=int, default=512, help="as in training (default 512)")
-    boxes.add_argument("--max-image-size", type=int, default=512, help="as in training (default 512)")
+    boxes.add_argument("--model", type=Path, help="the checkpoint, which knows the unit of its boxes")
     boxes.add_argument(
         "--draw", type=Path, help="folder for a picture of each row with its box and the reference"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises ValueError if the files have no output, or boxes lack their TSV file."""
+    """Raises ValueError if the files have no output, or boxes lack their TSV file or model."""
     outputs: dict[str, Output] = {}
     targets: dict[str, str] = {}
     for path in args.generated:
@@ -130,8 +129,13 @@ def _boxes_in_pixels(
     values: Mapping[str, str], targets: Mapping[str, str], args: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Boxes by id; with `--draw` also pictures. Rows that can't be read have no output either."""
-    if args.data is None:
-        raise ValueError("refcoco: --data is missing, the TSV file that the pictures are in")
+    if args.data is None or args.model is None:
+        raise ValueError(
+            "refcoco: give --data, the TSV file that the pictures are in, and --model, the checkpoint"
+        )
+    options = task_options(args.model)
+    side, num_bins = options["patch_image_size"], options["num_bins"]
+    unit = options.get("max_image_size") or side  # as the tasks have it
     rows = TsvFile(args.data, parse_columns(args.selected_cols))
     boxes = {}
     if args.draw:
@@ -145,7 +149,7 @@ def _boxes_in_pixels(
         except (ImageError, ValueError):
             continue
         width, height = image.size
-        frame = BoxFrame(width, height, args.patch_image_size, args.max_image_size, args.num_bins)
+        frame = BoxFrame(width, height, side, unit, num_bins)
         box = parse_box(values[key])
         boxes[key] = frame.to_pixels(box) if box else [0.0] * 4
         if args.draw:

@@ -201,7 +201,8 @@ class AnswerTask(OFATask):
         if self.answers is None or beam or seq_gen_cls is not None:
             if cfg.candidates:
                 raise ValueError(
-                    "--candidates needs a closed set of answers and --val-inference-type allcand"
+                    "--candidates needs a closed set of answers (--ans2label-file, --answers), all of which are"
+                    " scored: without --zero-shot, --beam-search-vqa-eval and --val-inference-type beamsearch"
                 )
             return super().build_generator(
                 models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn

@@ -17,25 +17,19 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 option data "" "TSV file; without it: the embedded test phrases"
 option draw no "yes or no: a picture for each row with its box (red) and the reference (green)"
-option num-bins 1000 "as in training"
-option patch-image-size 512 "as in training"
-option max-image-size 512 "as in training"
 evaluation_options 0,4,2,3 "$ROOT/runs/refcoco_nano/checkpoint_best.pt"
 read_options "$@"
 
 # -- settings ----------------------------------------------------------------------------------------------
 
-PUBLISHED=(--beam 5 --min-len 4 --max-len-a 0 --max-len-b 4 --no-repeat-ngram-size 3)
+# Boxes are of one length, so that scores of whole boxes order them as the published scores by token do.
+PUBLISHED=(--beam 5 --min-len 4 --max-len-a 0 --max-len-b 4 --no-repeat-ngram-size 3 --unnormalized)
 
 # -- input and work ----------------------------------------------------------------------------------------
 
 choose_evaluation refcoco
-if [[ -n $EMBEDDED ]]; then NUM_BINS=128 PATCH_IMAGE_SIZE=64 MAX_IMAGE_SIZE=64; fi
 require_choice draw yes no
-COLLECT_FLAGS=(
-    --data "$DATA" --selected-cols "$SELECTED_COLS"
-    --num-bins "$NUM_BINS" --patch-image-size "$PATCH_IMAGE_SIZE" --max-image-size "$MAX_IMAGE_SIZE"
-)
+COLLECT_FLAGS=(--data "$DATA" --selected-cols "$SELECTED_COLS" --model "$MODEL")
 if [[ $DRAW == yes ]]; then COLLECT_FLAGS+=(--draw "$RESULTS_PATH/boxes"); fi
 
 evaluate refcoco 4 --scoring box_accuracy "${PUBLISHED[@]}"
@@ -43,7 +37,7 @@ if [[ -n $EMBEDDED ]]; then
     absent=$RESULTS_PATH/absent
     part "generation for absent digits" "$absent/generation_finished" "$GENERATION" \
         run fairseq-generate "$DIGITS/refcoco_absent_test.tsv" --user-dir "$ROOT/ofa_fairseq" --task refcoco \
-        --path "$MODEL" --selected-cols "$SELECTED_COLS" --bpe-dir "$BPE_DIR" "${PUBLISHED[@]}" --unnormalized \
+        --path "$MODEL" --selected-cols "$SELECTED_COLS" --bpe-dir "$BPE_DIR" "${PUBLISHED[@]}" \
         --batch-size "$BATCH_SIZE" --results-path "$absent"
     tell_absent "$absent/generate-test.txt"
 fi

@@ -28,7 +28,6 @@ read_options "$@"
 EMBEDDED_START=vqa
 EMBEDDED_FLAGS=(--rows-per-picture 6 --prompt-type prev_output --batch-size-valid 200 --max-update 1000)
 EMBEDDED_DATA=prepare_digit_tasks
-# An epoch of claims, which the picture alone decides. Without it the loss was still that of guessing after 350 updates.
 EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=0 # no limit but that of updates
 
 PUBLISHED_BATCH=4 # on each of 8 GPUs, accumulated 8 times
@@ -49,4 +48,6 @@ RECIPE+=(--add-caption --best-checkpoint-metric snli_score --maximize-best-check
 
 # -- work --------------------------------------------------------------------------------------------------
 
+# First an epoch of claims, which the picture alone decides: without it the loss was still that of guessing after 350
+# updates. Files take turns, and training ends in the third epoch.
 train_and_evaluate snli_ve snli_ve_first_train snli_ve_train snli_ve_train snli_ve_valid

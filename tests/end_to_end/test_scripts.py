@@ -21,6 +21,8 @@ from script_runs import (
     stub_checkout_in,
 )
 
+from ofa_fairseq.prepare.digits.tasks_command import FILES
+
 SCRIPTS = sorted(path.relative_to(ROOT / "run_scripts") for path in (ROOT / "run_scripts").rglob("*.sh"))
 
 
@@ -247,6 +249,23 @@ def test_evaluation_without_a_model_says_what_to_do(tmp_path: Path) -> None:
     assert done.stdout.startswith(
         f"error: {tmp_path}/none.pt is missing: first run bash run_scripts/caption/train.sh"
     )
+
+
+@pytest.mark.parametrize("name", ["vqa/train", "refcoco/train", "refcoco/train_iou", "snli_ve/train"])
+def test_embedded_trainings_read_files_that_are_made_and_share_pictures_as_these_do(name: str) -> None:
+    cfg = parse("training", flags_of("fairseq-train", dry_run(f"{name}.sh")))
+    *training, validation = [Path(file).name for file in cfg.task.data.split(",")]
+    assert validation in FILES
+    assert {FILES[file].per_scene for file in training} == {cfg.task.rows_per_picture}
+    epochs, updates = cfg.optimization.max_epoch, cfg.optimization.max_update
+    assert (epochs, updates) == (len(training), 0) if name == "vqa/train" else (epochs == 0 and updates > 0)
+
+
+def test_half_precision_of_the_embedded_model_keeps_float32_parameters() -> None:
+    cfg = parse(
+        "training", flags_of("fairseq-train", dry_run("caption/train_scst.sh", "--precision", "fp16"))
+    )
+    assert (cfg.common.fp16, cfg.common.memory_efficient_fp16) == (True, False)
 
 
 def test_boxes_are_trained_for_their_overlap_from_the_model_of_grounding() -> None:

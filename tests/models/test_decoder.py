@@ -299,6 +299,10 @@ def test_only_the_positions_that_are_asked_for(model: Any) -> None:
             for chosen in (None, positions)
         )
         assert torch.allclose(some, every.flatten(0, 1)[positions], atol=1e-6)
+        nothing, _ = model(
+            source, None, target, images, features_only=features_only, output_positions=positions[:0]
+        )
+        assert nothing.shape == (0, every.size(-1))
 
 
 def test_attention_to_the_source_against_a_plain_softmax(model: Any) -> None:

@@ -89,7 +89,8 @@ def check_compiled(model: Any, backend: str) -> None:
     """A whole graph, no matter what the batch looks like; logits within 1e-4 of eager ones."""
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
-    for inputs in (batch(3, 8), batch(4, 11), batch(2, 8, codes=False)):
+    some = {"output_positions": torch.tensor([0, 3, 17])}
+    for inputs in (batch(3, 8), batch(4, 11), batch(2, 8, codes=False), batch(3, 8) | some):
         with torch.no_grad():
             assert (compiled(**inputs)[0] - model(**inputs)[0]).abs().max() < 1e-4
 

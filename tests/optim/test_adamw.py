@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq.optim import OPTIMIZER_REGISTRY
+from fairseq.optim import OPTIMIZER_REGISTRY, FP16Optimizer, MemoryEfficientFP16Optimizer
 from fairseq.optim.adam import FairseqAdamConfig
 from omegaconf import OmegaConf
 
@@ -64,15 +64,37 @@ def test_a_state_that_was_saved_goes_on_as_if_nothing_had_been() -> None:
         assert torch.equal(a, b)
 
 
-def test_it_takes_flat_parameters_as_fp16_training_makes_them() -> None:
-    assert build("adamw", small_net()).supports_flat_params
+def half_precision(kind: type, name: str, model: torch.nn.Module) -> Any:
+    cfg = OmegaConf.create(
+        {
+            "common": {"fp16": True, "bf16": False, "fp16_init_scale": 4, "fp16_scale_window": None}
+            | {"fp16_scale_tolerance": 0.0, "threshold_loss_scale": None, "min_loss_scale": 1e-4}
+            | {"fp16_no_flatten_grads": False, "on_cpu_convert_precision": False},
+            "distributed_training": {"distributed_world_size": 1, "pipeline_model_parallel": False},
+            "optimization": {"update_freq": [1], "lr": [3e-3]},
+            "optimizer": {"_name": name, "tpu": False, **OPTIONS},
+        }
+    )
+    return kind.build_optimizer(cfg, list(model.parameters()))
+
+
+def test_fp16_training_steps_on_one_flat_parameter() -> None:
+    models = [small_net().half() for _ in range(2)]
+    for name, model in zip(("adamw", "adam"), models):
+        optimizer = half_precision(FP16Optimizer, name, model)
+        assert len(list(optimizer.fp32_optimizer.params)) == 1
+        for seed in range(3):
+            optimizer.zero_grad()
+            for i, p in enumerate(model.parameters()):
+                p.grad = torch.full_like(p, 0.1 * (i + 1) * (-1) ** seed)
+            optimizer.clip_grad_norm(1.0)
+            optimizer.step()
+    for a, b, start in zip(*(m.parameters() for m in models), small_net().half().parameters()):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-4)
+        assert not torch.equal(a, start)
 
 
 def test_half_parameters_without_a_float32_copy_are_refused() -> None:
-    """Its running means would be halves: fairseq asks before it trains so (--memory-efficient-fp16)."""
-    assert not build("adamw", small_net()).supports_memory_efficient_fp16
-
-
-@pytest.mark.parametrize("option", ["use_old_adam", "fp16_adam_stats"])
-def test_options_without_a_meaning_here_do_not_exist(option: str) -> None:
-    assert option not in AdamWConfig.__dataclass_fields__
+    """Its running means would be halves."""
+    with pytest.raises(ValueError, match="Unsupported optimizer: AdamW"):
+        half_precision(MemoryEfficientFP16Optimizer, "adamw", small_net().half())

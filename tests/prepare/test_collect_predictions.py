@@ -2,9 +2,13 @@
 
 import json
 import re
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from pycocoevalcap.cider.cider_scorer import CiderScorer as CocoCider
 from task_builders import write_tsv
@@ -88,9 +92,22 @@ def test_answers_have_the_form_of_the_vqa_server(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out == "VQA accuracy = 100.00 over 1 rows\n"
 
 
+OPTIONS = {"patch_image_size": 64, "max_image_size": 128, "num_bins": 128}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"cfg": {"task": OPTIONS}},
+        {"cfg": OmegaConf.create({"task": OPTIONS})},
+        {"cfg": None, "args": Namespace(**OPTIONS)},  # of fairseq's before YAML
+    ],
+    ids=["container", "config", "namespace"],
+)
 def test_boxes_are_in_pixels_of_the_stored_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    state: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    torch.save(state | {"model": {"weight": torch.zeros(2)}}, tmp_path / "m.pt")
     image = Image.new("RGB", (100, 50))
     write_tsv(tmp_path / "d.tsv", [["a/1", encode_image(image), "the dog", "10,5,60,40"]])
     # The picture is stretched to 64 x 64, of which the last of 128 bins is pixel 128.
@@ -99,7 +116,9 @@ def test_boxes_are_in_pixels_of_the_stored_picture(
     (tmp_path / "g.txt").write_text(f"T-a/1\t6.35,6.35,38.1,50.8\nD-a/1\t-1.0\t{output}\n")
     run = f"collect_predictions --task refcoco --generated {tmp_path}/g.txt --out {tmp_path}/p.json"
     options = f"--data {tmp_path}/d.tsv --selected-cols 0,1,2,3 --draw {tmp_path}/drawn"
-    main(f"{run} {options} --patch-image-size 64 --max-image-size 128 --num-bins 128".split())
+    with pytest.raises(SystemExit, match="--model, the checkpoint"):
+        main(f"{run} {options}".split())
+    main(f"{run} {options} --model {tmp_path}/m.pt".split())
     [entry] = json.loads((tmp_path / "p.json").read_text())
     assert entry["uniq_id"] == "a/1"
     assert entry["box"] == pytest.approx([10, 5, 60, 40], abs=1)

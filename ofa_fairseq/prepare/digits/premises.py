@@ -97,7 +97,9 @@ def claims(scene: Scene, count: int, balance: Balance) -> list[Premise]:
     """At most `count` different claims."""
     found: list[Premise] = []
     for _ in range(8 * count):
-        claim = _claim(scene, balance) if len(found) < count else None
+        if len(found) == count:
+            break
+        claim = _claim(scene, balance)
         if claim is not None and claim not in found:
             found.append(claim)
     return found
@@ -106,4 +108,6 @@ def claims(scene: Scene, count: int, balance: Balance) -> list[Premise]:
 def premises_and_claims(scene: Scene, count: int, balance: Balance) -> list[Premise]:
     """Half of them claims; none for a scene that has too few premises."""
     pairs = premises(scene, count // 2, balance)
-    return pairs + claims(scene, count - len(pairs), balance) if len(pairs) == count // 2 else []
+    if len(pairs) < count // 2:
+        return []
+    return pairs + claims(scene, count - len(pairs), balance)

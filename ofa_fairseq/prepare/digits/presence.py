@@ -5,8 +5,9 @@ Reads the output of fairseq-generate, for either of
     refcoco_absent_test.tsv    ids present-... and absent-...: the probability of the box that was found
     vqa_test.tsv               ids exists-..., "is there a red seven?": the probability that the answer is not "no"
 
-A text is taken to name nothing where this probability is below a threshold. The table shows, for several thresholds,
-how many of the texts so found name nothing (precision) and how many of those that name nothing are found (recall).
+Rows of your own need ids of these beginnings; of questions each has one answer, yes or no. A text is taken to name
+nothing where this probability is below a threshold. The table shows, for several thresholds, how many of the texts so
+found name nothing (precision) and how many of those that name nothing are found (recall).
 """
 
 import argparse

@@ -8,8 +8,8 @@ Beside the files of the command `digits`, with the released columns and the same
 
 The first id is KIND-IMAGEID-NUMBER, so that scores can be told for each kind. Training files have kinds of their own,
 which teach what the others take: vqa_train.tsv also asks for descriptions ("what is at the top left?" "a large red
-seven"), which force a model to look, and half of snli_ve_train.tsv are claims that the picture alone decides. To begin
-with, vqa_first_train.tsv and snli_ve_first_train.tsv have nothing else. Half of the phrases in
+seven"), which force a model to look, and half of snli_ve_train.tsv are claims that the picture alone decides. Training
+begins with vqa_first_train.tsv and snli_ve_first_train.tsv, which hold only these. Half of the phrases in
 refcoco_absent_test.tsv fit no digit; their boxes are empty. ans2label.json has all answers.
 """
 
@@ -44,15 +44,16 @@ def _questions_and_descriptions(scene: Scene, count: int, balance: Balance) -> l
 
 
 class TaskFile(NamedTuple):
-    """What a file holds, how many of it for a scene, and of how many scenes one is taken.
+    """What a file holds, how many of it for a scene, and which scenes: every n-th.
 
     Scenes that have fewer are left out, so that the rows of a picture stand together in blocks of one size. (Scenes
-    of one or two digits have no premises, and those of one digit few phrases.)
+    of one or two digits have no premises and too few places to describe, those of one digit too few phrases to train
+    on.)
     """
 
     make: MakeExamples
     per_scene: int
-    of_scenes: int = 1
+    every: int = 1
 
 
 FILES = {
@@ -66,8 +67,9 @@ FILES = {
     "snli_ve_train.tsv": TaskFile(premises_and_claims, 6),
     "snli_ve_valid.tsv": TaskFile(premises, 1),
     "snli_ve_test.tsv": TaskFile(premises, 3),
-    "vqa_first_train.tsv": TaskFile(description_tasks, 6, of_scenes=2),
-    "snli_ve_first_train.tsv": TaskFile(claims, 6, of_scenes=5),
+    # Last, since a file's place is part of its seed.
+    "vqa_first_train.tsv": TaskFile(description_tasks, 6, every=2),
+    "snli_ve_first_train.tsv": TaskFile(claims, 6, every=5),
 }
 
 
@@ -101,10 +103,10 @@ def _scenes_with_pictures(digits: Path, split: str) -> Iterator[tuple[Scene, str
 
 
 def _write(digits: Path, name: str, balance: Balance) -> None:
-    make, per_scene, of_scenes = FILES[name]
+    make, per_scene, every = FILES[name]
     split = name.removesuffix(".tsv").rpartition("_")[2]
     with atomic_write(digits / name) as file:
-        scenes = islice(_scenes_with_pictures(digits, split), 0, None, of_scenes)
+        scenes = islice(_scenes_with_pictures(digits, split), 0, None, every)
         for scene, picture in tqdm(scenes, desc=name, unit="scene"):
             examples = make(scene, per_scene, balance)
             if len(examples) < per_scene:
