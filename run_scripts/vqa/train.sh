@@ -28,13 +28,13 @@ read_options "$@"
 
 # -- settings ----------------------------------------------------------------------------------------------
 
-# Six rows of each picture; after the first epoch four questions and two descriptions.
+# Six rows of each picture; after two epochs of descriptions four questions and two descriptions.
 EMBEDDED_FLAGS=(
     --rows-per-picture 6 --prompt-type prev_output --val-inference-type beamsearch --eval-args '{"beam":1}'
-    --batch-size-valid 200
+    --batch-size-valid 200 --max-update 1500
 )
 EMBEDDED_DATA=prepare_digit_tasks
-EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=2
+EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=0 # no limit but that of updates
 
 PUBLISHED_BATCH=4 # on each of 32 GPUs, accumulated 4 times
 PUBLISHED_EFFECTIVE_BATCH=512
@@ -69,6 +69,4 @@ fi
 
 # -- work --------------------------------------------------------------------------------------------------
 
-# First an epoch of descriptions, which make a model look: after 380 updates more the loss on questions was where it came
-# after 1,000 without them.
-train_and_evaluate vqa vqa_first_train vqa_train vqa_valid
+train_and_evaluate vqa vqa_first_train vqa_first_train vqa_train vqa_valid

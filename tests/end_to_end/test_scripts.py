@@ -257,8 +257,7 @@ def test_embedded_trainings_read_files_that_are_made_and_share_pictures_as_these
     *training, validation = [Path(file).name for file in cfg.task.data.split(",")]
     assert validation in FILES
     assert {FILES[file].per_scene for file in training} == {cfg.task.rows_per_picture}
-    epochs, updates = cfg.optimization.max_epoch, cfg.optimization.max_update
-    assert (epochs, updates) == (len(training), 0) if name == "vqa/train" else (epochs == 0 and updates > 0)
+    assert cfg.optimization.max_epoch == 0 < cfg.optimization.max_update
 
 
 def test_half_precision_of_the_embedded_model_keeps_float32_parameters() -> None:

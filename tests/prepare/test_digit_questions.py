@@ -8,7 +8,13 @@ import pytest
 from ofa_fairseq.metrics.row_metrics import accuracy
 from ofa_fairseq.prepare.digits import PlacedDigit, Scene, random_scenes
 from ofa_fairseq.prepare.digits.balance import Balance
-from ofa_fairseq.prepare.digits.questions import Question, all_answers, description_tasks, questions
+from ofa_fairseq.prepare.digits.questions import (
+    Question,
+    all_answers,
+    described_digits,
+    described_places,
+    questions,
+)
 from ofa_fairseq.prepare.digits.scenes import DIGIT_WORDS, QUADRANTS
 from ofa_fairseq.prepare.digits.scoring_by_kind import Row, majority, scores, text_alone
 
@@ -67,7 +73,7 @@ def test_descriptions_are_true_and_half_of_them_of_places() -> None:
     balance = Balance(1)
     kinds = Counter[str]()
     for scene in random_scenes("train", 500, seed=3):
-        for task in description_tasks(scene, 2, balance):
+        for task in described_places(scene, 1, balance) + described_digits(scene, 1, balance):
             assert answer(task.text, scene) == task.answer
             assert task.answer in all_answers()
             kinds[task.kind] += 1

@@ -104,22 +104,26 @@ def questions(scene: Scene, count: int, balance: Balance) -> list[Question]:
     return asked
 
 
-def description_tasks(scene: Scene, count: int, balance: Balance) -> list[Question]:
-    """At most `count` descriptions, half of them of what is at a place and half of what is meant by its looks.
-
-    They are for training: questions about one attribute at a time teach slowly to look a digit up.
-    """
+def described_places(scene: Scene, count: int, balance: Balance) -> list[Question]:
+    """At most `count` descriptions of what is at a place."""
     places = [
         Question("describe_place", f"what is at the {digit.quadrant}?", f"a {digit.name}")
         for digit in scene.digits
     ]
+    return balance.shuffled(places)[:count]
+
+
+def described_digits(scene: Scene, count: int, balance: Balance) -> list[Question]:
+    """At most `count` descriptions of what is meant by its looks.
+
+    Descriptions are for training: questions about one attribute at a time teach slowly to look a digit up.
+    """
     looks = [
         Question("describe_digit", f"describe the {noun(values)}", f"a {digit.name} {digit.quadrant}")
         for digit in scene.digits
         for values in descriptions(scene, digit)
     ]
-    half = count // 2
-    return [*balance.shuffled(places)[:half], *balance.shuffled(looks)[: count - half]]
+    return balance.shuffled(looks)[:count]
 
 
 def all_answers() -> list[str]:

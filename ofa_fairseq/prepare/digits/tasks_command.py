@@ -28,10 +28,10 @@ from .balance import Balance
 from .folder import digits_settings, make_once
 from .phrases import Phrase, phrases, present_or_absent
 from .premises import Premise, claims, premises, premises_and_claims
-from .questions import Question, all_answers, description_tasks, questions
+from .questions import Question, all_answers, described_digits, described_places, questions
 from .scenes import Scene, read_scenes
 
-FORMAT = 4  # raised when the same settings give other files
+FORMAT = 5  # raised when the same settings give other files
 OBJECT_LABELS = "digit"  # what a detector might say; the scene's own labels would tell the answers
 
 Example = Question | Phrase | Premise
@@ -40,7 +40,12 @@ MakeExamples = Callable[[Scene, int, Balance], list]
 
 def _questions_and_descriptions(scene: Scene, count: int, balance: Balance) -> list[Question]:
     """Two of three are questions."""
-    return questions(scene, 2 * count // 3, balance) + description_tasks(scene, count // 3, balance)
+    sixth = count // 6
+    return [
+        *questions(scene, 4 * sixth, balance),
+        *described_places(scene, sixth, balance),
+        *described_digits(scene, sixth, balance),
+    ]
 
 
 class TaskFile(NamedTuple):
@@ -68,7 +73,7 @@ FILES = {
     "snli_ve_valid.tsv": TaskFile(premises, 1),
     "snli_ve_test.tsv": TaskFile(premises, 3),
     # Last, since a file's place is part of its seed.
-    "vqa_first_train.tsv": TaskFile(description_tasks, 6, every=2),
+    "vqa_first_train.tsv": TaskFile(described_digits, 6, every=2),
     "snli_ve_first_train.tsv": TaskFile(claims, 6, every=5),
 }
 
