@@ -28,9 +28,10 @@ read_options "$@"
 
 # -- settings ----------------------------------------------------------------------------------------------
 
-# Six rows of each picture; after two epochs of descriptions four questions and two descriptions.
+# Six rows of each picture. Two epochs of descriptions, until the model looks digits up by what a text says of them; then
+# four questions and two descriptions of each picture. No prompts: the encoder learns to look up, where phrases need it.
 EMBEDDED_FLAGS=(
-    --rows-per-picture 6 --prompt-type prev_output --val-inference-type beamsearch --eval-args '{"beam":1}'
+    --rows-per-picture 6 --prompt-type none --val-inference-type beamsearch --eval-args '{"beam":1}'
     --batch-size-valid 200 --max-update 1500
 )
 EMBEDDED_DATA=prepare_digit_tasks

@@ -52,8 +52,7 @@ class TaskFile(NamedTuple):
     """What a file holds, how many of it for a scene, and which scenes: every n-th.
 
     Scenes that have fewer are left out, so that the rows of a picture stand together in blocks of one size. (Scenes
-    of one or two digits have no premises and too few places to describe, those of one digit too few phrases to train
-    on.)
+    of one or two digits have no premises, those of one digit too few phrases and descriptions to train on.)
     """
 
     make: MakeExamples
