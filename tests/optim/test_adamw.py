@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq.optim import OPTIMIZER_REGISTRY, FP16Optimizer, MemoryEfficientFP16Optimizer
+from fairseq.optim import OPTIMIZER_REGISTRY, MemoryEfficientFP16Optimizer
 from fairseq.optim.adam import FairseqAdamConfig
 from omegaconf import OmegaConf
 
@@ -64,37 +64,23 @@ def test_a_state_that_was_saved_goes_on_as_if_nothing_had_been() -> None:
         assert torch.equal(a, b)
 
 
-def half_precision(kind: type, name: str, model: torch.nn.Module) -> Any:
-    cfg = OmegaConf.create(
-        {
-            "common": {"fp16": True, "bf16": False, "fp16_init_scale": 4, "fp16_scale_window": None}
-            | {"fp16_scale_tolerance": 0.0, "threshold_loss_scale": None, "min_loss_scale": 1e-4}
-            | {"fp16_no_flatten_grads": False, "on_cpu_convert_precision": False},
-            "distributed_training": {"distributed_world_size": 1, "pipeline_model_parallel": False},
-            "optimization": {"update_freq": [1], "lr": [3e-3]},
-            "optimizer": {"_name": name, "tpu": False, **OPTIONS},
-        }
-    )
-    return kind.build_optimizer(cfg, list(model.parameters()))
-
-
-def test_fp16_training_steps_on_one_flat_parameter() -> None:
-    models = [small_net().half() for _ in range(2)]
-    for name, model in zip(("adamw", "adam"), models):
-        optimizer = half_precision(FP16Optimizer, name, model)
-        assert len(list(optimizer.fp32_optimizer.params)) == 1
-        for seed in range(3):
-            optimizer.zero_grad()
-            for i, p in enumerate(model.parameters()):
-                p.grad = torch.full_like(p, 0.1 * (i + 1) * (-1) ** seed)
-            optimizer.clip_grad_norm(1.0)
-            optimizer.step()
-    for a, b, start in zip(*(m.parameters() for m in models), small_net().half().parameters()):
-        torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-4)
-        assert not torch.equal(a, start)
+def test_one_flat_parameter_as_fp16_training_makes_it_steps_like_many() -> None:
+    many, shapes = small_net(), [p.shape for p in small_net().parameters()]
+    flat = torch.nn.Parameter(torch.cat([p.detach().flatten() for p in many.parameters()]))
+    optimizers = build("adamw", many), build("adamw", torch.nn.ParameterList([flat]))
+    assert optimizers[1].supports_flat_params
+    for seed in range(3):
+        step(many, optimizers[0], seed)
+        flat.grad = torch.cat([p.grad.flatten() for p in many.parameters()])
+        optimizers[1].set_lr(3e-3 / (1 + seed))
+        optimizers[1].step()
+    parts = flat.split([shape.numel() for shape in shapes])
+    for p, part in zip(many.parameters(), parts, strict=True):
+        torch.testing.assert_close(p.flatten(), part)
 
 
 def test_half_parameters_without_a_float32_copy_are_refused() -> None:
-    """Its running means would be halves."""
+    """--memory-efficient-fp16: its running means would be halves."""
+    cfg = OmegaConf.create({"optimizer": {"_name": "adamw", **OPTIONS}})
     with pytest.raises(ValueError, match="Unsupported optimizer: AdamW"):
-        half_precision(MemoryEfficientFP16Optimizer, "adamw", small_net().half())
+        MemoryEfficientFP16Optimizer.build_optimizer(cfg, list(small_net().half().parameters()))
