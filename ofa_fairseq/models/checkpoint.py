@@ -74,12 +74,17 @@ def allow_plain_classes() -> None:
 
 
 def task_options(path: str | Path) -> dict[str, Any]:
-    """The options of the task that a checkpoint was trained with; its weights stay on disk."""
+    """The options of the task that a checkpoint was trained with; its weights stay on disk.
+
+    Raises:
+        ValueError: a file without them.
+    """
     allow_plain_classes()
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    options = (
-        (state.get("cfg") or {}).get("task") or state.get("args") or {}
-    )  # before YAML, all options were one
+    # Before YAML, fairseq kept all options together.
+    options = (state.get("cfg") or {}).get("task") or state.get("args")
+    if not options:
+        raise ValueError(f"{path}: expected a checkpoint of training, which tells the options of its task")
     return dict(vars(options) if isinstance(options, argparse.Namespace) else options)
 
 

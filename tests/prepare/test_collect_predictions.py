@@ -118,6 +118,9 @@ def test_boxes_are_in_pixels_of_the_stored_picture(
     options = f"--data {tmp_path}/d.tsv --selected-cols 0,1,2,3 --draw {tmp_path}/drawn"
     with pytest.raises(SystemExit, match="--model, the checkpoint"):
         main(f"{run} {options}".split())
+    torch.save({"model": {}}, tmp_path / "weights.pt")
+    with pytest.raises(SystemExit, match=r"weights\.pt: expected a checkpoint of training"):
+        main(f"{run} {options} --model {tmp_path}/weights.pt".split())
     main(f"{run} {options} --model {tmp_path}/m.pt".split())
     [entry] = json.loads((tmp_path / "p.json").read_text())
     assert entry["uniq_id"] == "a/1"
