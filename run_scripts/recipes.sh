@@ -9,8 +9,8 @@ NANO_FLAGS=(
 )
 CRITERION=adjust_label_smoothed_cross_entropy
 LABEL_SMOOTHING=0.1
-# A second core adds little to a process of a small model; a second process nearly doubles the speed.
-EMBEDDED_PROCESSES=1 # of a training, where there are cores for them and no GPU
+# Of a training, where there are cores for them and no GPU. Two pay in drawing only; questions were answered no sooner.
+EMBEDDED_PROCESSES=1
 EMBEDDED_DATA=: # what makes a task's data out of the scenes
 EMBEDDED_START=caption # the task whose model embedded trainings start from, or none
 
