@@ -16,7 +16,7 @@ from .criterions import label_smoothed, scst
 from .metrics import caption_scorers, row_scorers
 from .models import ofa
 from .models.checkpoint import allow_plain_classes
-from .optim import adamw, polynomial_decay
+from .optim import adamw, muon, polynomial_decay
 from .tasks import caption, image_gen, instruct, refcoco, snli_ve, vqa
 
 # fairseq's checkpoints hold a few plain classes beside tensors; `torch.load` stays in its safe mode.
@@ -29,6 +29,7 @@ __all__ = [
     "image_gen",
     "instruct",
     "label_smoothed",
+    "muon",
     "ofa",
     "polynomial_decay",
     "refcoco",

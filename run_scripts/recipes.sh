@@ -7,6 +7,8 @@ NANO_FLAGS=(
     --optimizer adamw --adam-betas '(0.9,0.98)' --lr 1e-3 --warmup-ratio 0.06
     --log-interval 50 --num-workers 0 --no-epoch-checkpoints --keep-best-checkpoints 1
 )
+# Of trainings that learn the most: Muon reaches in half of the updates or fewer what AdamW does.
+MUON=(--optimizer muon --muon-rms 0.5)
 CRITERION=adjust_label_smoothed_cross_entropy
 LABEL_SMOOTHING=0.1
 # Of a training, where there are cores for them and no GPU. Two pay in drawing only; questions were answered no sooner.

@@ -45,6 +45,9 @@ class OFAModel(FairseqEncoderDecoderModel):
         if cfg.resnet_model_path:
             encoder.embed_images.load_pretrained(cfg.resnet_model_path)
         self._freeze()
+        for module in (*encoder.modules(), *decoder.modules()):
+            if isinstance(module, nn.Linear) and module is not decoder.output_projection:
+                module.weight.is_matrix = True  # type: ignore[attr-defined]  # for --optimizer muon
 
     @classmethod
     def build_model(cls, cfg: Namespace | DictConfig, task: Any) -> OFAModel:

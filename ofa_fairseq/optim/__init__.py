@@ -1,4 +1,5 @@
-"""Importing this package registers `adamw` and gives fairseq's `polynomial_decay` its `--warmup-ratio`."""
+"""Importing this package registers `adamw` and `muon`, and gives fairseq's `polynomial_decay` its `--warmup-ratio`."""
 
 from . import adamw as adamw
+from . import muon as muon
 from . import polynomial_decay as polynomial_decay

@@ -28,7 +28,8 @@ read_options "$@"
 # three phrases a picture).
 EMBEDDED_START=vqa
 EMBEDDED_FLAGS=(
-    --rows-per-picture 6 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}' --max-update 1400
+    "${MUON[@]}" --rows-per-picture 6 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}'
+    --max-update 1000
 )
 EMBEDDED_DATA=prepare_digit_tasks
 EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=0 # no limit but that of updates

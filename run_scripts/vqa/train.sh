@@ -31,8 +31,8 @@ read_options "$@"
 # Six rows of each picture. Two epochs of descriptions, until the model looks digits up by what a text says of them; then
 # four questions and two descriptions of each picture. No prompts: the encoder learns to look up, where phrases need it.
 EMBEDDED_FLAGS=(
-    --rows-per-picture 6 --prompt-type none --val-inference-type beamsearch --eval-args '{"beam":1}'
-    --batch-size-valid 200 --max-update 1500
+    "${MUON[@]}" --rows-per-picture 6 --prompt-type none --val-inference-type beamsearch
+    --eval-args '{"beam":1}' --batch-size-valid 200 --max-update 1400
 )
 EMBEDDED_DATA=prepare_digit_tasks
 EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=0 # no limit but that of updates

@@ -8,13 +8,7 @@ import pytest
 from ofa_fairseq.metrics.row_metrics import accuracy
 from ofa_fairseq.prepare.digits import PlacedDigit, Scene, random_scenes
 from ofa_fairseq.prepare.digits.balance import Balance
-from ofa_fairseq.prepare.digits.questions import (
-    Question,
-    all_answers,
-    described_digits,
-    described_places,
-    questions,
-)
+from ofa_fairseq.prepare.digits.questions import LOOKUPS, Question, all_answers, lookups, questions
 from ofa_fairseq.prepare.digits.scenes import DIGIT_WORDS, QUADRANTS
 from ofa_fairseq.prepare.digits.scoring_by_kind import Row, majority, scores, text_alone
 
@@ -69,16 +63,19 @@ def test_answers_are_true_and_questions_unambiguous(asked: list[tuple[Scene, Que
         assert answer(question.text, scene) == question.answer, (question, scene)
 
 
-def test_descriptions_are_true_and_half_of_them_of_places() -> None:
+@pytest.mark.parametrize("kind", LOOKUPS)
+def test_lookups_are_true_and_different_and_there_are_enough(kind: str) -> None:
     balance = Balance(1)
-    kinds = Counter[str]()
+    enough = 0
     for scene in random_scenes("train", 500, seed=3):
-        for task in described_places(scene, 1, balance) + described_digits(scene, 1, balance):
-            assert answer(task.text, scene) == task.answer
-            assert task.answer in all_answers()
-            kinds[task.kind] += 1
-    assert kinds["describe_place"] == 500
-    assert kinds["describe_digit"] > 490
+        made = lookups(kind, scene, 2, balance)
+        for question in made:
+            assert question.kind == kind
+            assert answer(question.text, scene) == question.answer
+            assert question.answer in all_answers()
+        assert len(set(made)) == len(made)
+        enough += len(made) >= min(2, len(scene.digits))
+    assert enough > 490
 
 
 def test_kinds_are_equally_frequent_and_different_in_a_scene(

@@ -104,26 +104,26 @@ def questions(scene: Scene, count: int, balance: Balance) -> list[Question]:
     return asked
 
 
-def described_places(scene: Scene, count: int, balance: Balance) -> list[Question]:
-    """At most `count` descriptions of what is at a place."""
-    places = [
-        Question("describe_place", f"what is at the {digit.quadrant}?", f"a {digit.name}")
-        for digit in scene.digits
-    ]
-    return balance.shuffled(places)[:count]
+# Kind -> question and answer, by which a model learns to look a digit up.
+LOOKUPS = {
+    "where": ("where is the {noun}?", "{digit.quadrant}"),
+    "describe_place": ("what is at the {digit.quadrant}?", "a {digit.name}"),
+    "describe_digit": ("describe the {noun}", "a {digit.name} {digit.quadrant}"),
+}
 
 
-def described_digits(scene: Scene, count: int, balance: Balance) -> list[Question]:
-    """At most `count` descriptions of what is meant by its looks.
+def lookups(kind: str, scene: Scene, count: int, balance: Balance) -> list[Question]:
+    """At most `count` different questions of a kind of `LOOKUPS`, about digits that their looks single out.
 
-    Descriptions are for training: questions about one attribute at a time teach slowly to look a digit up.
+    For training: questions about one attribute at a time teach slowly to look a digit up.
     """
-    looks = [
-        Question("describe_digit", f"describe the {noun(values)}", f"a {digit.name} {digit.quadrant}")
+    question, answer = LOOKUPS[kind]
+    asked = [
+        Question(kind, question.format(digit=digit, noun=noun(values)), answer.format(digit=digit))
         for digit in scene.digits
         for values in descriptions(scene, digit)
     ]
-    return balance.shuffled(looks)[:count]
+    return balance.shuffled(list(dict.fromkeys(asked)))[:count]
 
 
 def all_answers() -> list[str]:
