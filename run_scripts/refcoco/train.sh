@@ -24,8 +24,7 @@ read_options "$@"
 
 # -- settings ----------------------------------------------------------------------------------------------
 
-# From the model of questions, which finds what a text names: from the captioning one the score was 79 instead of 89 (with
-# three phrases a picture).
+# From the model of questions, which finds what a text names.
 EMBEDDED_START=vqa
 EMBEDDED_FLAGS=(
     "${MUON[@]}" --rows-per-picture 6 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}'

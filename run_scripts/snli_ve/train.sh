@@ -26,7 +26,7 @@ read_options "$@"
 
 # From the model of questions: one that has only captioned finds no digit that a text names, and learns nothing here.
 EMBEDDED_START=vqa
-EMBEDDED_FLAGS=("${MUON[@]}" --rows-per-picture 6 --prompt-type prev_output --batch-size-valid 200 --max-update 1000)
+EMBEDDED_FLAGS=("${MUON[@]}" --rows-per-picture 6 --prompt-type none --batch-size-valid 200 --max-update 900)
 EMBEDDED_DATA=prepare_digit_tasks
 EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=0 # no limit but that of updates
 
@@ -49,5 +49,5 @@ RECIPE+=(--add-caption --best-checkpoint-metric snli_score --maximize-best-check
 # -- work --------------------------------------------------------------------------------------------------
 
 # First an epoch of claims, which the picture alone decides: without it the loss was that of guessing for hundreds of
-# updates. Files take turns, and training ends in the third epoch.
-train_and_evaluate snli_ve snli_ve_first_train snli_ve_train snli_ve_train snli_ve_valid
+# updates.
+train_and_evaluate snli_ve snli_ve_first_train snli_ve_train snli_ve_valid

@@ -33,6 +33,11 @@ def noun(values: Values) -> str:
     return " ".join([*adjectives, values.get("word", "digit"), *place])
 
 
+def with_article(name: str) -> str:
+    """ "a red seven", "an eight"."""
+    return f"{'an' if name.startswith(('orange', 'eight')) else 'a'} {name}"
+
+
 def subsets(attributes: tuple[str, ...], smallest: int = 1) -> list[tuple[str, ...]]:
     """All sets of at least so many of the attributes, small ones first."""
     sizes = range(smallest, len(attributes) + 1)

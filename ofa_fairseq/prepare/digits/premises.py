@@ -1,19 +1,24 @@
 """Premises and hypotheses about a scene: whether one follows from the other takes the text and the picture.
 
-    colour    anna wrote every red digit but no blue digit                        anna wrote the seven
-    digit     tom wrote every seven but no three                                  the red digit was written by tom
-    place     eva wrote what is at the top left but not what is at the top right  eva wrote the large red digit
-    clause    anna wrote no blue digit                                            anna wrote the seven
-    claim     there are 3 digits                                                  the seven is red
+    colour    anna wrote at least what is red            anna wrote the seven
+    digit     tom wrote none of what is a seven          the red digit was written by tom
+    place     eva wrote only what is at the top left     eva wrote the large red digit
+    claim     there are 3 digits                         the seven is red
 
-The first kinds are of a premise that tells what somebody wrote and what not, by colour, digit or place, and of a
-hypothesis that names a digit by something else. If the picture's seven is red, the first pair is entailment; if it is
-blue, contradiction; otherwise neutral. Each picture shows a digit of each sort, so neither the two texts without the
-picture, nor the picture with one of the texts, tell the label.
+A premise tells what somebody wrote by colour, digit or place, and a hypothesis names a digit by something else. What
+follows depends on the premise's quantifier, and on whether the digit in the picture is of the sort:
 
-Claims and single clauses are for training. The picture alone decides claims, and training begins with them; without
-them no part of the way to an answer is of any use alone, and a small model finds none of it. Single clauses show what
-each of them says: with two at once, a model stays long at telling those that entail from all others.
+    quantifier       of the sort      of another sort
+    at least what    entailment       neutral
+    none of what     contradiction    neutral
+    only what        neutral          contradiction
+    exactly what     entailment       contradiction
+
+The picture shows digits of the sort and of others. So the texts alone tell the label in half of the cases at best, and
+the picture with the hypothesis alone in a third.
+
+Claims are for training, which begins with them: the picture alone decides them. Without them no part of the way to an
+answer is of any use alone, and a small model finds none of it.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,23 +26,28 @@ from functools import partial
 from typing import NamedTuple
 
 from .balance import Balance
-from .descriptions import ATTRIBUTES, noun, references
+from .descriptions import ATTRIBUTES, noun, references, with_article
 from .scenes import PlacedDigit, Scene
 
 LABELS = ("entailment", "neutral", "contradiction")
 WRITERS = ("anna", "ben", "eva", "tom")
 
-# Kind -> the attribute that the premise is about, clauses of a value of it by what they make of a hypothesis about such
-# a digit, and a claim of it.
-_KINDS = {
-    "colour": ("colour", {"entailment": "every {} digit", "contradiction": "no {} digit"}, "is {}"),
-    "digit": ("word", {"entailment": "every {}", "contradiction": "no {}"}, "is {}"),
-    "place": (
-        "quadrant",
-        {"entailment": "what is at the {}", "contradiction": "not what is at the {}"},
-        "is at the {}",
-    ),
+# Kind -> the attribute that the premise is about.
+_KINDS = {"colour": "colour", "digit": "word", "place": "quadrant"}
+
+# Quantifier -> label of what is of the sort, label of what is not, and how often: all labels are equally frequent then.
+_QUANTIFIERS = {
+    "at least what": ("entailment", "neutral", 2),
+    "none of what": ("contradiction", "neutral", 1),
+    "only what": ("neutral", "contradiction", 1),
+    "exactly what": ("entailment", "contradiction", 2),
 }
+_CASES = [
+    (quantifier, of_the_sort, label, number)
+    for quantifier, (yes, no, frequency) in _QUANTIFIERS.items()
+    for of_the_sort, label in ((True, yes), (False, no))
+    for number in range(frequency)
+]
 
 
 class Premise(NamedTuple):
@@ -47,39 +57,38 @@ class Premise(NamedTuple):
     label: str
 
 
-def _reference(scene: Scene, digit: PlacedDigit, unsaid: str, balance: Balance) -> str | None:
-    """ "the large red seven", without one of the attributes; None if nothing else singles the digit out."""
-    known = references(scene, digit, unsaid)
+def _is(attribute: str, value: str) -> str:
+    """ "is red", "is a seven" or "is at the top left"."""
+    if attribute == "quadrant":
+        return f"is at the {value}"
+    return f"is {with_article(value) if attribute == 'word' else value}"
+
+
+def _reference(scene: Scene, digit: PlacedDigit, attribute: str, balance: Balance) -> str | None:
+    """ "the large red seven", without the attribute; None if nothing else singles the digit out."""
+    known = references(scene, digit, unsaid=attribute)
     return f"the {noun(balance.one_of(known))}" if known else None
 
 
-def _premise(
-    kind: str, scene: Scene, balance: Balance, labels: tuple[str, ...] = ("entailment", "contradiction")
-) -> Premise | None:
-    """With a clause for each of the labels.
-
-    None if no more values than these are in the picture, or nothing else singles the chosen digit out.
-    """
-    attribute, clauses, _ = _KINDS[kind]
-    seen = balance.shuffled(sorted({getattr(digit, attribute) for digit in scene.digits}))
-    if len(seen) <= len(labels):
-        return None
-    values = {label: [value] for label, value in zip(labels, seen)}
-    said = [clauses[label].format(*value) for label, value in values.items()]
-    values["neutral"] = seen[len(labels) :]
-    label = balance.rarest((kind, labels), list(values))
-    digit = balance.one_of([digit for digit in scene.digits if getattr(digit, attribute) in values[label]])
+def _premise(kind: str, scene: Scene, balance: Balance) -> Premise | None:
+    """None if all digits are of one sort, or nothing else singles the chosen digit out."""
+    attribute = _KINDS[kind]
+    digit = balance.one_of(scene.digits)
+    value = getattr(digit, attribute)
+    others = {getattr(other, attribute) for other in scene.digits} - {value}
     reference = _reference(scene, digit, attribute, balance)
-    if reference is None:
+    if reference is None or not others:
         return None
+    quantifier, of_the_sort, label, _ = balance.rarest(kind, _CASES)
     writer = balance.one_of(WRITERS)
-    premise = f"{writer} wrote {' but '.join(said)}"
+    said = _is(attribute, value if of_the_sort else balance.one_of(sorted(others)))
     hypothesis = balance.one_of((f"{writer} wrote {reference}", f"{reference} was written by {writer}"))
-    return Premise(kind if len(labels) > 1 else "clause", premise, hypothesis, label)
+    return Premise(kind, f"{writer} wrote {quantifier} {said}", hypothesis, label)
 
 
 def _claim(scene: Scene, balance: Balance) -> Premise | None:
-    attribute, *_, claim = _KINDS[balance.one_of(list(_KINDS))]
+    """None if nothing singles the chosen digit out."""
+    attribute = balance.one_of(list(_KINDS.values()))
     digit = balance.one_of(scene.digits)
     reference = _reference(scene, digit, attribute, balance)
     if reference is None:
@@ -89,17 +98,17 @@ def _claim(scene: Scene, balance: Balance) -> Premise | None:
     others = {getattr(other, attribute) for other in scene.digits} - {value}
     others = others or set(ATTRIBUTES[attribute]) - {value}
     label = balance.rarest("claim", ("entailment", "contradiction"))
-    told = value if label == "entailment" else balance.one_of(sorted(others))
+    said = _is(attribute, value if label == "entailment" else balance.one_of(sorted(others)))
     count = len(scene.digits)
     facts = (
         "there is 1 digit" if count == 1 else f"there are {count} digits",
         f"{balance.one_of(WRITERS)} wrote every digit",
     )
-    return Premise("claim", balance.one_of(facts), f"{reference} {claim.format(told)}", label)
+    return Premise("claim", balance.one_of(facts), f"{reference} {said}", label)
 
 
 def _different(makers: Iterable[Callable[[], Premise | None]], count: int) -> list[Premise]:
-    """What the first makers make, until there are `count` different ones."""
+    """What these make in turn, until there are `count` different ones."""
     found: dict[Premise, None] = {}
     for make in makers:
         if len(found) == count:
@@ -114,13 +123,6 @@ def premises(scene: Scene, count: int, balance: Balance) -> list[Premise]:
     """At most `count` different pairs that take text and picture, each kind equally often."""
     kinds = balance.shuffled(list(_KINDS) * count)
     return _different((partial(_premise, kind, scene, balance) for kind in kinds), count)
-
-
-def clauses(scene: Scene, count: int, balance: Balance) -> list[Premise]:
-    """At most `count` different pairs with a premise of one clause."""
-    kinds = [(kind, label) for kind in _KINDS for label in ("entailment", "contradiction")]
-    drawn = balance.shuffled(kinds * count)
-    return _different((partial(_premise, kind, scene, balance, (label,)) for kind, label in drawn), count)
 
 
 def claims(scene: Scene, count: int, balance: Balance) -> list[Premise]:

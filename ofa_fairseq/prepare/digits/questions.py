@@ -28,6 +28,7 @@ from .descriptions import (
     references,
     subsets,
     values_of,
+    with_article,
 )
 from .scenes import COLOURS, DIGIT_WORDS, QUADRANTS, SIZES, Scene
 
@@ -84,8 +85,7 @@ def _ask_existence(scene: Scene, balance: Balance) -> Question | None:
         return None
     answer = balance.rarest("exists", ("yes", "no"))
     name = noun(present if answer == "yes" else absent)
-    article = "an" if name.startswith("orange") else "a"
-    return Question("exists", f"is there {article} {name}?", answer)
+    return Question("exists", f"is there {with_article(name)}?", answer)
 
 
 def _ask(kind: str, scene: Scene, balance: Balance) -> Question | None:

@@ -8,10 +8,9 @@ Beside the files of the command `digits`, with the released columns and the same
 
 The first id is KIND-IMAGEID-NUMBER, so that scores can be told for each kind. Training files have kinds of their own,
 which teach what the others take: vqa_train.tsv also asks for descriptions ("what is at the top left?" "a large red
-seven"), which force a model to look, and half of snli_ve_train.tsv are claims, that the picture alone decides, and
-premises of one clause. Training begins with vqa_first_train.tsv, descriptions and where digits are, and with
-snli_ve_first_train.tsv, claims. Half of the phrases in refcoco_absent_test.tsv fit no digit; their boxes are empty.
-ans2label.json has all answers.
+seven"), which force a model to look. Training begins with vqa_first_train.tsv, descriptions and where digits are, and
+with snli_ve_first_train.tsv, claims that the picture alone decides. Half of the phrases in refcoco_absent_test.tsv fit
+no digit; their boxes are empty. ans2label.json has all answers.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from ...metrics.vqa_accuracy import CONFIDENCE_SEPARATOR
 from .balance import Balance
 from .folder import digits_settings, make_once
 from .phrases import Phrase, phrases, present_or_absent
-from .premises import Premise, claims, clauses, premises
+from .premises import Premise, claims, premises
 from .questions import LOOKUPS, Question, all_answers, lookups, questions
 from .scenes import Scene, read_scenes
 
@@ -54,15 +53,6 @@ def _all_lookups(scene: Scene, count: int, balance: Balance) -> list[Question]:
     return [q for kind in LOOKUPS for q in lookups(kind, scene, count // len(LOOKUPS), balance)]
 
 
-def _premises_and_easier_ones(scene: Scene, count: int, balance: Balance) -> list[Premise]:
-    """Half of them premises as in the test; none for a scene that has too few of these."""
-    sixth = count // 6
-    pairs = premises(scene, 3 * sixth, balance)
-    if len(pairs) < 3 * sixth:
-        return []
-    return [*pairs, *clauses(scene, 2 * sixth, balance), *claims(scene, sixth, balance)]
-
-
 class TaskFile(NamedTuple):
     """What a file holds, how many of it for a scene, and which scenes: every n-th.
 
@@ -83,7 +73,7 @@ FILES = {
     "refcoco_valid.tsv": TaskFile(phrases, 1),
     "refcoco_test.tsv": TaskFile(phrases, 2),
     "refcoco_absent_test.tsv": TaskFile(present_or_absent, 2),
-    "snli_ve_train.tsv": TaskFile(_premises_and_easier_ones, 6),
+    "snli_ve_train.tsv": TaskFile(premises, 6),
     "snli_ve_valid.tsv": TaskFile(premises, 1),
     "snli_ve_test.tsv": TaskFile(premises, 3),
     # Last, since a file's place is part of its seed.
