@@ -12,8 +12,6 @@ convolutions. `--fp16` and `--bf16` lose the marks, as fairseq copies all parame
 it took 20 times as long (1.5 s for an update of `ofa_nano`).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field

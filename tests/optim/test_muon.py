@@ -8,7 +8,7 @@ import torch
 from fairseq.optim import OPTIMIZER_REGISTRY, FP16Optimizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_builders import tiny_model
+from model_builders import parse_flags, tiny_model
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -154,3 +154,15 @@ def test_one_flat_parameter_as_fp16_training_makes_it_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="use --amp"):
         FP16Optimizer.build_optimizer(cfg, list(small_net().half().parameters()))
+
+
+def test_its_options_are_flags_of_fairseq_train() -> None:
+    cfg = parse_flags(
+        "--arch=ofa_nano",
+        "--optimizer=muon",
+        "--muon-rms=0.5",
+        "--muon-momentum=0.9",
+        "--adam-betas=(0.9,0.98)",
+    )
+    assert (cfg.optimizer.muon_rms, cfg.optimizer.muon_momentum) == (0.5, 0.9)
+    assert cfg.optimizer.adam_betas == "(0.9,0.98)"

@@ -32,7 +32,9 @@ def fits(words: str, digit: PlacedDigit) -> bool:
 
 def parts(pair: Premise) -> tuple[str, str, str]:
     """The premise's quantifier, its sort, and what the hypothesis is about."""
-    told = re.fullmatch(r"(\w+) wrote (at least what|none of what|only what|exactly what) is (.+)", pair.premise)
+    told = re.fullmatch(
+        r"(\w+) wrote (at least what|none of what|only what|exactly what) is (.+)", pair.premise
+    )
     assert told is not None, pair.premise
     asked = re.fullmatch(rf"{told[1]} wrote (the .+)|(the .+) was written by {told[1]}", pair.hypothesis)
     assert asked is not None, pair.hypothesis
