@@ -24,7 +24,7 @@ read_options "$@"
 
 # -- settings ----------------------------------------------------------------------------------------------
 
-# From the model of questions: one that has only captioned finds no digit that a text names, and learns nothing here.
+# From the model of questions: one that has only captioned finds no digit that a text names.
 EMBEDDED_START=vqa
 EMBEDDED_FLAGS=("${MUON[@]}" --rows-per-picture 6 --prompt-type none --batch-size-valid 200 --max-update 1200)
 EMBEDDED_DATA=prepare_digit_tasks
@@ -48,6 +48,5 @@ RECIPE+=(--add-caption --best-checkpoint-metric snli_score --maximize-best-check
 
 # -- work --------------------------------------------------------------------------------------------------
 
-# First an epoch of claims, which the picture alone decides: without it the loss was that of guessing for hundreds of
-# updates.
-train_and_evaluate snli_ve snli_ve_first_train snli_ve_train snli_ve_valid
+# First an epoch of claims, which the picture alone decides. Files take turns, and training ends in the third epoch.
+train_and_evaluate snli_ve snli_ve_first_train snli_ve_train snli_ve_train snli_ve_valid

@@ -14,15 +14,14 @@ follows depends on the premise's quantifier, and on whether the digit in the pic
     only what        neutral          contradiction
     exactly what     entailment       contradiction
 
-The picture shows digits of the sort and of others. So the texts alone tell the label in half of the cases at best, and
-the picture with the hypothesis alone in a third.
+The picture shows digits of the sort and of others. So the label can be guessed in half of the cases at best from the
+texts alone, and in a third from the picture and the hypothesis.
 
 Claims are for training, which begins with them: the picture alone decides them. Without them no part of the way to an
 answer is of any use alone, and a small model finds none of it.
 """
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .balance import Balance
@@ -36,6 +35,7 @@ WRITERS = ("anna", "ben", "eva", "tom")
 _KINDS = {"colour": "colour", "digit": "word", "place": "quadrant"}
 
 # Quantifier -> label of what is of the sort, label of what is not, and how often: all labels are equally frequent then.
+# (Cases are numbered, since a balance tells equal ones not apart.)
 _QUANTIFIERS = {
     "at least what": ("entailment", "neutral", 2),
     "none of what": ("contradiction", "neutral", 1),
@@ -107,24 +107,23 @@ def _claim(scene: Scene, balance: Balance) -> Premise | None:
     return Premise("claim", balance.one_of(facts), f"{reference} {said}", label)
 
 
-def _different(makers: Iterable[Callable[[], Premise | None]], count: int) -> list[Premise]:
-    """What these make in turn, until there are `count` different ones."""
+def _different(made: Iterable[Premise | None], count: int) -> list[Premise]:
+    """The first `count` different ones."""
     found: dict[Premise, None] = {}
-    for make in makers:
+    for premise in made:
+        if premise is not None:
+            found[premise] = None
         if len(found) == count:
             break
-        made = make()
-        if made is not None:
-            found[made] = None
     return list(found)
 
 
 def premises(scene: Scene, count: int, balance: Balance) -> list[Premise]:
     """At most `count` different pairs that take text and picture, each kind equally often."""
     kinds = balance.shuffled(list(_KINDS) * count)
-    return _different((partial(_premise, kind, scene, balance) for kind in kinds), count)
+    return _different((_premise(kind, scene, balance) for kind in kinds), count)
 
 
 def claims(scene: Scene, count: int, balance: Balance) -> list[Premise]:
     """At most `count` different claims."""
-    return _different([partial(_claim, scene, balance)] * 8 * count, count)
+    return _different((_claim(scene, balance) for _ in range(8 * count)), count)

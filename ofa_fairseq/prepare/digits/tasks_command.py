@@ -31,7 +31,7 @@ from .premises import Premise, claims, premises
 from .questions import LOOKUPS, Question, all_answers, lookups, questions
 from .scenes import Scene, read_scenes
 
-FORMAT = 6  # raised when the same settings give other files
+FORMAT = 7  # raised when the same settings give other files
 OBJECT_LABELS = "digit"  # what a detector might say; the scene's own labels would tell the answers
 
 Example = Question | Phrase | Premise
@@ -57,7 +57,7 @@ class TaskFile(NamedTuple):
     """What a file holds, how many of it for a scene, and which scenes: every n-th.
 
     Scenes that have fewer are left out, so that the rows of a picture stand together in blocks of one size. (Scenes
-    of one or two digits have no premises, those of one digit too few phrases and descriptions to train on.)
+    of one digit have no premises, and too few phrases and lookups to train on.)
     """
 
     make: MakeExamples
