@@ -7,8 +7,6 @@ NANO_FLAGS=(
     --optimizer adamw --adam-betas '(0.9,0.98)' --lr 1e-3 --warmup-ratio 0.06
     --log-interval 50 --num-workers 0 --no-epoch-checkpoints --keep-best-checkpoints 1
 )
-# Of trainings that learn the most: Muon reaches in half of the updates or fewer what AdamW does.
-MUON=(--optimizer muon --muon-rms 0.5)
 CRITERION=adjust_label_smoothed_cross_entropy
 LABEL_SMOOTHING=0.1
 # Of a training, where there are cores for them and no GPU. Two pay in drawing only; questions were answered no sooner.
@@ -36,6 +34,8 @@ choose_recipe() {
             BATCH_SIZE=${BATCH_SIZE:-$EMBEDDED_BATCH} EFFECTIVE_BATCH=${EFFECTIVE_BATCH:-$EMBEDDED_BATCH}
             RESTORE_FILE=${RESTORE_FILE:-none} LABEL_SMOOTHING=0.0 PRECISION=${PRECISION:-$(cpu_precision)}
             FP16=("${FP16[@]/--memory-efficient-fp16/--fp16}") # adamw needs parameters in float32
+            [[ $PRECISION != *16 || " ${RECIPE[*]} " != *" --optimizer muon "* ]] ||
+                fail "--precision $PRECISION: expected amp or fp32, since --optimizer muon needs the model's own parameters"
             ;;
         ofa_tiny | ofa_medium | ofa_base) RECIPE+=("${PUBLISHED[@]}" "${BASE[@]}") ;;
         ofa_large | ofa_huge) RECIPE+=("${PUBLISHED[@]}" "${LARGE[@]}") ;;

@@ -2,11 +2,13 @@
 
 A matrix is changed by its gradient's running mean with all singular values made 1 (Jordan et al. 2024, "Muon: an
 optimizer for hidden layers in neural networks"). Directions in which gradients are small are so learnt as fast as the
-others: a small model finds what a text names, of which there are many rare cases, in half the updates that Adam takes.
+others: a small model needs fewer updates to find what a text names, of which there are many rare cases.
 
-Which matrices these are says the model, by an attribute `is_matrix` of the parameter (see `OFAModel`): projections of
-attention, of positions, and the feed-forward layers'; not embeddings, of which an update changes a few rows, and not
-convolutions. `--fp16` and `--bf16` lose the marks, as fairseq copies all parameters then; `--amp` keeps them.
+Which matrices these are says the model, by an attribute `is_matrix` of the parameter. `OFAModel` marks the linear
+layers of encoder and decoder (attention, positions, feed-forward, adapters), but not the output layer; not embeddings,
+of which an update changes a few rows; and not convolutions. `--fp16` and `--bf16` lose the marks, as fairseq copies all
+parameters then; `--amp` keeps them. With several processes a matrix that no batch uses goes on along its mean, as it
+does with AdamW; with one process it stays.
 
 `torch.optim.Muon` is not used here: it takes one matrix after the other, and always in bfloat16, in which a CPU without
 it took 20 times as long (1.5 s for an update of `ofa_nano`).
@@ -38,7 +40,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     if matrices.size(1) > matrices.size(2):
         return orthogonalized(matrices.mT).mT
     a, b, c = _COEFFICIENTS
-    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(matrices.dtype).tiny)
     for _ in range(_STEPS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
@@ -55,12 +57,24 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         rms: the root mean square of the entries of a matrix's change, in units of `lr`. (Liu et al. 2025, "Muon is
             scalable for LLM training", section 2.2; AdamW's is 0.2 to 0.4.)
         weight_decay: decoupled, times `lr`.
+
+    Raises ValueError for parameters of another shape, a momentum outside of [0, 1) or a size that is not positive.
     """
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, momentum: float, rms: float, weight_decay: float
     ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"--muon-momentum {momentum}: expected 0 or more and less than 1")
+        if rms <= 0:
+            raise ValueError(f"--muon-rms {rms}: expected more than 0")
         super().__init__(params, {"lr": lr, "momentum": momentum, "rms": rms, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim != 2:
+                    raise ValueError(
+                        f"Muon is for matrices, but a parameter has the shape {tuple(parameter.shape)}"
+                    )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -115,6 +129,10 @@ class _Together(torch.optim.Optimizer):
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "optimizers" not in state_dict:  # with --amp fairseq does not see that it is another optimizer's
+            raise ValueError(
+                "the checkpoint was not trained with --optimizer muon; give --reset-optimizer to go on"
+            )
         for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
             optimizer.load_state_dict(state)
 
@@ -125,7 +143,7 @@ class MuonConfig(AdamWConfig):
         default=0.95, metadata={"help": "of the running mean of a matrix's gradients"}
     )
     muon_rms: float = field(
-        default=0.2,
+        default=0.5,
         metadata={
             "help": "root mean square of the entries of a matrix's change, in units of --lr (AdamW: 0.2 to 0.4)"
         },
@@ -136,20 +154,18 @@ class MuonConfig(AdamWConfig):
 class Muon(FairseqAdam):
     """Muon and AdamW behind fairseq's interface, with one learning rate and weight decay.
 
-    Raises ValueError if no parameter is marked as a matrix.
+    Raises ValueError if none of the parameters that train is marked as a matrix.
     """
-
-    supports_flat_params = False
 
     def __init__(self, cfg: MuonConfig, params: Iterable[nn.Parameter]) -> None:
         FairseqOptimizer.__init__(self, cfg)  # FairseqAdam's own constructor would choose fairseq's Adam
         params = list(params)
-        matrices = [parameter for parameter in params if hasattr(parameter, "is_matrix")]
-        others = [parameter for parameter in params if not hasattr(parameter, "is_matrix")]
+        matrices = [parameter for parameter in params if getattr(parameter, "is_matrix", False)]
+        others = [parameter for parameter in params if not getattr(parameter, "is_matrix", False)]
         if not matrices:
             raise ValueError(
-                "--optimizer muon: the model has marked no matrices, or --fp16 or --bf16 lost the marks; use --amp, "
-                "or another optimizer"
+                "--optimizer muon: none of the parameters that train is marked as a matrix. All such are frozen, or "
+                "the model marks none, or --fp16 or --bf16 lost the marks (use --amp)"
             )
         adam = super().optimizer_config
         self._optimizer = _Together(

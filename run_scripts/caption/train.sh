@@ -28,7 +28,7 @@ read_options "$@"
 
 # Two epochs of single words come first, then two of captions: see prepare/digits/command.py.
 EMBEDDED_START=none
-EMBEDDED_FLAGS=("${MUON[@]}" --max-tgt-length 40 --log-interval 20 --eval-args '{"beam":1,"max_len_b":50}')
+EMBEDDED_FLAGS=(--optimizer muon --max-tgt-length 40 --log-interval 20 --eval-args '{"beam":1,"max_len_b":50}')
 EMBEDDED_BATCH=64 EMBEDDED_EPOCHS=4
 
 PUBLISHED_BATCH=8 # on each of 4 GPUs, accumulated 4 times

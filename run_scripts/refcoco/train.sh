@@ -27,7 +27,7 @@ read_options "$@"
 # From the model of questions, which finds what a text names.
 EMBEDDED_START=vqa
 EMBEDDED_FLAGS=(
-    "${MUON[@]}" --rows-per-picture 6 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}'
+    --optimizer muon --rows-per-picture 6 --max-image-size 64 --batch-size-valid 200 --eval-args '{"beam":1}'
     --max-update 1000
 )
 EMBEDDED_DATA=prepare_digit_tasks

@@ -26,7 +26,7 @@ read_options "$@"
 
 # From the model of questions: one that has only captioned finds no digit that a text names.
 EMBEDDED_START=vqa
-EMBEDDED_FLAGS=("${MUON[@]}" --rows-per-picture 6 --prompt-type none --batch-size-valid 200 --max-update 1200)
+EMBEDDED_FLAGS=(--optimizer muon --rows-per-picture 6 --prompt-type none --batch-size-valid 200 --max-update 1200)
 EMBEDDED_DATA=prepare_digit_tasks
 EMBEDDED_BATCH=96 EMBEDDED_EPOCHS=0 # no limit but that of updates
 

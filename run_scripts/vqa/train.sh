@@ -31,7 +31,7 @@ read_options "$@"
 # Six rows of each picture. Two epochs of lookups, until the model finds digits by what a text says of them; then four
 # questions and two descriptions of each picture. No prompts: the encoder learns to look up, where phrases need it.
 EMBEDDED_FLAGS=(
-    "${MUON[@]}" --rows-per-picture 6 --prompt-type none --val-inference-type beamsearch
+    --optimizer muon --rows-per-picture 6 --prompt-type none --val-inference-type beamsearch
     --eval-args '{"beam":1}' --batch-size-valid 200 --max-update 1400
 )
 EMBEDDED_DATA=prepare_digit_tasks

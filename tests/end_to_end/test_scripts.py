@@ -267,6 +267,13 @@ def test_half_precision_of_the_embedded_model_keeps_float32_parameters() -> None
     assert (cfg.common.fp16, cfg.common.memory_efficient_fp16) == (True, False)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_precisions_that_copy_the_parameters_are_refused_before_anything_starts(precision: str) -> None:
+    done = script("vqa/train.sh", "--precision", precision, OFA_PYTHON="false")
+    assert done.returncode == 2
+    assert done.stdout.startswith(f"error: --precision {precision}: expected amp or fp32")
+
+
 def test_boxes_are_trained_for_their_overlap_from_the_model_of_grounding() -> None:
     shown = dry_run("refcoco/train_iou.sh")
     cfg = parse("training", flags_of("fairseq-train", shown))

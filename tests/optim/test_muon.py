@@ -54,9 +54,16 @@ def test_matrices_are_independent_of_those_beside_them() -> None:
     assert orthogonalized(torch.zeros(1, 3, 4)).abs().max() == 0
 
 
+def test_small_gradients_count_as_much_as_large_ones() -> None:
+    """fairseq's --amp may divide them by the loss scale twice."""
+    matrices = torch.randn(2, 6, 4)
+    torch.testing.assert_close(orthogonalized(1e-12 * matrices), orthogonalized(matrices))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9 has no Muon")
 def test_steps_are_those_of_pytorchs_muon_and_adamw() -> None:
     ours, theirs = small_net(), small_net()
-    optimizer = build(ours)
+    optimizer = build(ours, muon_rms=0.2)
     marked = [p for p in theirs.parameters() if hasattr(p, "is_matrix")]
     others = [p for p in theirs.parameters() if not hasattr(p, "is_matrix")]
     muon = torch.optim.Muon(marked, lr=3e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
@@ -77,7 +84,7 @@ def test_steps_are_those_of_pytorchs_muon_and_adamw() -> None:
 
 def test_a_matrix_changes_by_the_size_that_was_asked_for() -> None:
     model = small_net()
-    optimizer = build(model, weight_decay=0.0, muon_rms=0.5)
+    optimizer = build(model, weight_decay=0.0)
     gradients(model, 0)
     optimizer.step()
     for p, start in zip(model.parameters(), small_net().parameters(), strict=True):
@@ -144,16 +151,39 @@ def test_ofas_matrices_are_its_projections() -> None:
 
 
 def test_a_model_without_marks_is_refused() -> None:
-    with pytest.raises(ValueError, match="has marked no matrices"):
+    with pytest.raises(ValueError, match="marked as a matrix"):
         build(nn.Linear(3, 4))
 
 
-def test_one_flat_parameter_as_fp16_training_makes_it_is_refused() -> None:
-    cfg = OmegaConf.create(
-        {"common": {"fp16_no_flatten_grads": True}, "optimizer": {"_name": "muon", **OPTIONS}}
-    )
+@pytest.mark.parametrize("flatten", [True, False])
+def test_parameters_that_fp16_training_has_copied_are_refused(flatten: bool) -> None:
+    copies = FP16Optimizer.build_fp32_params(None, list(small_net().half().parameters()), flatten=False)
+    if flatten:  # fairseq's own code for this asks for a GPU
+        copies = [nn.Parameter(torch.cat([p.flatten() for p in copies]))]
     with pytest.raises(ValueError, match="use --amp"):
-        FP16Optimizer.build_optimizer(cfg, list(small_net().half().parameters()))
+        build(nn.ParameterList(copies))
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
+    net = small_net()
+    other = torch.optim.AdamW(net.parameters())
+    with pytest.raises(ValueError, match="--reset-optimizer"):
+        build(net).load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("muon_momentum", 1.0), ("muon_momentum", -0.1), ("muon_rms", 0.0)]
+)
+def test_values_that_would_not_train_are_refused(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} {value}: expected"):
+        build(small_net(), **{option: value})
+
+
+def test_only_matrices_can_be_marked() -> None:
+    net = small_net()
+    net[0].bias.is_matrix = True
+    with pytest.raises(ValueError, match="shape \\(24,\\)"):
+        build(net)
 
 
 def test_its_options_are_flags_of_fairseq_train() -> None:

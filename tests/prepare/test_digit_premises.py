@@ -74,14 +74,18 @@ def test_the_picture_has_digits_of_the_sort_and_others(made: list[tuple[Scene, P
 
 def test_claims_are_true_or_false_of_the_picture() -> None:
     balance = Balance(1)
+    labels = Counter[str]()
     for scene in random_scenes("train", 1000, seed=3):
         for pair in claims(scene, 3, balance):
+            labels[pair.label] += 1
             count = len(scene.digits)
             known = f"there are {count} digits" if count > 1 else "there is 1 digit"
             assert pair.premise == known or "every digit" in pair.premise
             what, value = pair.hypothesis.split(" is ")
             (meant,) = (digit for digit in scene.digits if fits(what, digit))
             assert pair.label == ("entailment" if fits(value, meant) else "contradiction")
+    assert labels.total() > 2900
+    assert labels["entailment"] == pytest.approx(labels.total() / 2, rel=0.05)
 
 
 def test_kinds_labels_and_wordings_are_balanced(made: list[tuple[Scene, Premise]]) -> None:
@@ -130,10 +134,10 @@ def _picture_and_premise(scene: Scene, pair: Premise) -> Hashable:
 
 
 @pytest.mark.parametrize(
-    ("known", "guess"), [(_picture_and_hypothesis, CHANCE), (_picture_and_premise, 1 / 2)]
+    ("known", "most"), [(_picture_and_hypothesis, CHANCE + 0.04), (_picture_and_premise, 1 / 2 + 0.06)]
 )
 def test_the_picture_with_one_of_the_texts_tells_little(
-    made: list[tuple[Scene, Premise]], known: Callable[[Scene, Premise], Hashable], guess: float
+    made: list[tuple[Scene, Premise]], known: Callable[[Scene, Premise], Hashable], most: float
 ) -> None:
     """Scored with the majority label of all rows of the other half about which the same is known."""
     half = len(made) // 2
@@ -146,4 +150,4 @@ def test_the_picture_with_one_of_the_texts_tells_little(
         if (key := known(s, pair)) in seen
     ]
     assert len(right) > 0.95 * half
-    assert sum(right) < (guess + 0.06) * len(right)
+    assert sum(right) < most * len(right)
