@@ -21,17 +21,22 @@ embedded_model() {
 # choose_recipe TASK [FOLDER]: RECIPE, batch sizes and input of a training, from the script's settings: EMBEDDED_FLAGS,
 # EMBEDDED_BATCH, EMBEDDED_EPOCHS, PUBLISHED, PUBLISHED_BATCH, PUBLISHED_EFFECTIVE_BATCH, BASE, LARGE.
 choose_recipe() {
+    local size
     EMBEDDED=''
     if [[ -z $DATA ]]; then
         [[ -z $ARCH && -z $RESTORE_FILE ]] || fail "--data is missing; --arch and --restore-file need it (see --help)"
         EMBEDDED=yes ARCH=ofa_nano RESTORE_FILE=$(embedded_model) SAVE_DIR=${SAVE_DIR:-$ROOT/runs/$1_nano}
     fi
     ARCH=${ARCH:-ofa_base}
-    SAVE_DIR=$(absolute "${SAVE_DIR:-$ROOT/runs/${2:-$1}_${ARCH#ofa_}}")
+    size=${ARCH#ofa_}
+    [[ $size != nano ]] || size=own_nano # the embedded run's folder would be gone on with
+    SAVE_DIR=$(absolute "${SAVE_DIR:-$ROOT/runs/${2:-$1}_$size}")
     case $ARCH in
         ofa_nano)
             RECIPE+=("${NANO_FLAGS[@]}" "${EMBEDDED_FLAGS[@]}" --max-epoch "$EMBEDDED_EPOCHS")
             BATCH_SIZE=${BATCH_SIZE:-$EMBEDDED_BATCH} EFFECTIVE_BATCH=${EFFECTIVE_BATCH:-$EMBEDDED_BATCH}
+            [[ -n $EMBEDDED ]] || echo "ofa_nano trains as long as on the embedded data; other lengths after --:" \
+                "-- --max-update UPDATES --max-epoch EPOCHS"
             RESTORE_FILE=${RESTORE_FILE:-none} LABEL_SMOOTHING=0.0 PRECISION=${PRECISION:-$(cpu_precision)}
             FP16=("${FP16[@]/--memory-efficient-fp16/--fp16}") # adamw needs parameters in float32
             [[ $PRECISION != *16 || " ${RECIPE[*]} " != *" --optimizer muon "* ]] ||
@@ -119,10 +124,15 @@ choose_evaluation() {
 evaluate() {
     predict "$1" "${@:3}"
     scoring score_predictions "$1"
-    if [[ -n $EMBEDDED ]]; then compare "$@"; fi
-    show_results by_kind.txt
+    if [[ -n $EMBEDDED ]]; then
+        compare "$@"
+        show_results by_kind.txt
+        where "by kind" "$RESULTS_PATH/by_kind.txt"
+    else
+        show_results
+    fi
     where "predictions" "$PREDICTIONS" "with scores" "${PREDICTIONS%.json}.scores.tsv" \
-        "by kind" "$RESULTS_PATH/by_kind.txt" "pictures with boxes" "$RESULTS_PATH/boxes"
+        "pictures with boxes" "$RESULTS_PATH/boxes"
 }
 
 # predict TASK FLAG...: the model's outputs; only the leader returns.

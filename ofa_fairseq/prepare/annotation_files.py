@@ -31,3 +31,12 @@ def expecting(expected: str, path: Path, line: int | None = None) -> Iterator[No
     except (ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         place = f"{path}, line {line}" if line else path
         raise ValueError(f"{place}: expected {expected}; got {error!r}") from error
+
+
+@contextmanager
+def in_entry(number: int) -> Iterator[None]:
+    """Within `expecting`: what is wrong with an entry of a long list is told with its number, from 1."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"entry {number}: {error!r}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any, NamedTuple
 
-from .annotation_files import coco_files, expecting
+from .annotation_files import coco_files, expecting, in_entry
 from .plan import Picture
 
 logger = logging.getLogger(__name__)
@@ -74,11 +74,12 @@ def _parse_questions(content: Any, name: str, annotations: dict[str, Annotation]
         raise ValueError("no split")
     split, year = subset.groups()
     questions = []
-    for entry in content["questions"]:
-        question_id, image_id = str(entry["question_id"]), int(entry["image_id"])
+    for number, entry in enumerate(content["questions"], 1):
+        with in_entry(number):
+            question_id, image_id = str(entry["question_id"]), int(entry["image_id"])
+            text = entry["question"].strip()
         picture = Picture(str(image_id), coco_files(f"COCO_{split}{year}_{image_id:012}.jpg"))
-        text, annotation = entry["question"].strip(), annotations.get(question_id)
-        questions.append(Question(question_id, split, picture, image_id, text, annotation))
+        questions.append(Question(question_id, split, picture, image_id, text, annotations.get(question_id)))
     return questions
 
 
@@ -86,12 +87,13 @@ def _read_annotations(files: Iterable[Path]) -> dict[str, Annotation]:
     annotations: dict[str, Annotation] = {}
     for path in files:
         with expecting(_EXPECTED_ANNOTATIONS, path):
-            for entry in json.loads(path.read_bytes())["annotations"]:
-                question_id = str(entry["question_id"])
+            for number, entry in enumerate(json.loads(path.read_bytes())["annotations"], 1):
+                with in_entry(number):
+                    question_id = str(entry["question_id"])
+                    # Interned: millions of answers, most of them the same few.
+                    answers = tuple(intern(answer["answer"].strip()) for answer in entry["answers"])
                 if question_id in annotations:
                     raise ValueError(f"question {question_id} a second time")
-                # Interned: millions of answers, most of them the same few.
-                answers = tuple(intern(answer["answer"].strip()) for answer in entry["answers"])
                 majority = entry.get("multiple_choice_answer") or max(answers, key=answers.count, default="")
                 annotations[question_id] = Annotation(answers, majority)
     return annotations

@@ -267,6 +267,14 @@ def test_half_precision_of_the_embedded_model_keeps_float32_parameters() -> None
     assert (cfg.common.fp16, cfg.common.memory_efficient_fp16) == (True, False)
 
 
+def test_own_data_do_not_go_on_with_the_embedded_model(files: dict[str, str]) -> None:
+    del files["--save-dir"]
+    shown = dry_run("caption/train.sh", *arguments(files), "--arch", "ofa_nano", "--selected-cols", "0,1,2")
+    cfg = parse("training", flags_of("fairseq-train", shown))
+    assert cfg.checkpoint.save_dir == f"{ROOT}/runs/caption_stage1_own_nano"
+    assert "-- --max-update" in shown
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_precisions_that_copy_the_parameters_are_refused_before_anything_starts(precision: str) -> None:
     done = script("vqa/train.sh", "--precision", precision, OFA_PYTHON="false")

@@ -331,3 +331,18 @@ def test_annotations_without_the_most_frequent_answer(tmp_path: Path) -> None:
     (question,) = read_questions([questions], [annotations])
     assert question.annotation is not None
     assert question.annotation.majority == "Sofa."
+
+
+@pytest.mark.parametrize(
+    ("option", "entries", "key"),
+    [("questions", "questions", "question"), ("annotations", "annotations", "answers")],
+)
+def test_a_broken_entry_is_named(
+    convert: Callable[..., Path], files: dict[str, Any], option: str, entries: str, key: str
+) -> None:
+    path = files[option][0]
+    content = json.loads(path.read_text())
+    del content[entries][1][key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=rf"{path.name}: expected VQA .*entry 2: KeyError\('{key}'\)"):
+        convert(**files)
