@@ -17,8 +17,8 @@ follows depends on the premise's quantifier, and on whether the digit in the pic
 The picture shows digits of the sort and of others. So the label can be guessed in half of the cases at best from the
 texts alone, and in a third from the picture and the hypothesis.
 
-Claims are for training, which begins with them: the picture alone decides them. Without them no part of the way to an
-answer is of any use alone, and a small model finds none of it.
+Claims are for training, which begins with them: they teach to compare what a text says with what was looked up, which
+the picture alone decides.
 """
 
 from collections.abc import Iterable
