@@ -124,15 +124,10 @@ choose_evaluation() {
 evaluate() {
     predict "$1" "${@:3}"
     scoring score_predictions "$1"
-    if [[ -n $EMBEDDED ]]; then
-        compare "$@"
-        show_results by_kind.txt
-        where "by kind" "$RESULTS_PATH/by_kind.txt"
-    else
-        show_results
-    fi
+    if [[ -n $EMBEDDED ]]; then compare "$@"; fi
+    show_results ${EMBEDDED:+by_kind.txt}
     where "predictions" "$PREDICTIONS" "with scores" "${PREDICTIONS%.json}.scores.tsv" \
-        "pictures with boxes" "$RESULTS_PATH/boxes"
+        ${EMBEDDED:+"by kind" "$RESULTS_PATH/by_kind.txt"} "pictures with boxes" "$RESULTS_PATH/boxes"
 }
 
 # predict TASK FLAG...: the model's outputs; only the leader returns.

@@ -38,5 +38,5 @@ def in_entry(number: int) -> Iterator[None]:
     """Within `expecting`: what is wrong with an entry of a long list is told with its number, from 1."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"entry {number}: {error!r}") from error

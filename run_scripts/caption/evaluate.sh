@@ -56,6 +56,6 @@ score_captions() {
 
 predict caption --scoring cider "${SEARCH[@]}"
 scoring score_captions
-show_results reading.txt
+show_results ${EMBEDDED:+reading.txt}
 where "captions" "$PREDICTIONS" "captions with scores" "${GENERATED[0]}" \
-    "pictures with captions" "$RESULTS_PATH/captions.png"
+    ${EMBEDDED:+"pictures with captions" "$RESULTS_PATH/captions.png"}
